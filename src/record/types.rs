@@ -1,0 +1,3 @@
+//! To be written.
+#[derive(Clone, Debug)]
+pub struct Column;
