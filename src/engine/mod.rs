@@ -1,1 +1,154 @@
-//! To be written.
+//! The engine: tasks that are stepped, the worker that commits what they did, recovery, and replay.
+//!
+//! ```text
+//! ingest.rs, keyed.rs   the two kinds of task: step(run) → Outputs
+//! pipeline.rs           a stage's graph of operators
+//! exchange.rs           what lies in an exchange topic
+//! publish.rs            Outputs → produced records
+//! worker.rs             the commit protocol: one consumer, one transactional producer, its tasks
+//! recovery.rs           checkpoint at S, muted fold S..C
+//! run.rs                a topology live: topics, workers, until-end
+//! replay.rs             the same tasks on bounded offsets with the exchange in memory
+//! offsets.rs, meta.rs   what rides with offsets; what the topology remembers of itself
+//! ```
+//! Invariant: `run` and `replay` step the same tasks; they differ in where input comes from and outputs go.
+//! Invariant: nothing is checkpointed before it is committed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::log::LogError;
+use crate::operator::{Expired, OperatorError};
+use crate::record::{Batch, Micros, Origin, OwnedRecord, TopicPartition};
+use crate::state::StateError;
+
+mod drift;
+mod exchange;
+mod ingest;
+mod keyed;
+mod meta;
+mod offsets;
+mod pipeline;
+mod progress;
+mod publish;
+mod recovery;
+mod replay;
+mod run;
+mod topics;
+mod worker;
+
+pub use ingest::{DeadRecord, LateRecord};
+pub use meta::MetaRecord;
+pub use offsets::{Counters, OffsetMetadata};
+pub use progress::{Progress, TaskProgress, TaskRole};
+pub use replay::{ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
+pub use run::{RunOptions, RunReport, UntilEnd, run};
+pub use topics::TopicNames;
+
+use pipeline::Passed;
+
+pub type Result<T, E = EngineError> = std::result::Result<T, E>;
+
+/// What a task hands over; a driver publishes it, writes it to Parquet, or (in a muted fold) drops it.
+#[derive(Default)]
+pub struct Outputs {
+    /// (index into `Plan::sinks`, rows).
+    pub sinks: Vec<(usize, Batch)>,
+    /// (index into the task's exchange ports, rows).
+    pub exchanges: Vec<(usize, Batch)>,
+    pub dead: Vec<DeadRecord>,
+    pub late: Vec<LateRecord>,
+    pub expired: Vec<(Origin, Expired)>,
+    pub warned: BTreeMap<Arc<str>, u64>,
+    /// The task's watermark, to be told to its exchanges behind the rows.
+    pub watermark: Option<Micros>,
+    /// The task's origin has gone idle.
+    pub idle: bool,
+}
+
+impl Outputs {
+    fn take_rows(&mut self, passed: &mut Passed) {
+        self.sinks.append(&mut passed.sinks);
+        self.exchanges.append(&mut passed.exchanges);
+    }
+
+    /// Derived rows that failed an expression: dead letters too, though no record of a source.
+    fn take_rejected(&mut self, passed: &mut Passed, partition: &TopicPartition, offset: i64) {
+        for rejected in passed.rejected.drain(..) {
+            self.dead.push(DeadRecord {
+                source: partition.clone(),
+                record: OwnedRecord {
+                    offset,
+                    timestamp_ms: -1,
+                    value: rejected.row.map(String::into_bytes),
+                    ..OwnedRecord::default()
+                },
+                stage: rejected.place.to_string(),
+                reason: rejected.reason,
+                message: rejected.message,
+            });
+        }
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What can stop a topology.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
+    #[error("arrow: {0}")]
+    Arrow(#[from] arrow::error::ArrowError),
+    #[error("source '{source_name}': there is no topic '{topic}' at {log}; create it with: headwater topic create {topic} --partitions N")]
+    NoSourceTopic { source_name: String, topic: String, log: String },
+    #[error("topic '{topic}' has {found} partitions, but this topology began with {expected}: {remedy}")]
+    PartitionsChanged { topic: String, found: i32, expected: i32, remedy: &'static str },
+    #[error(
+        "{partition}: {rejected} of the last {of} records are rejects, more than max_reject_ratio {ratio_max}; \
+         nothing of this epoch is committed. Look at the records with: headwater topic tail {topic}; if they are \
+         as they should be, correct format or columns of the source", topic = partition.topic
+    )]
+    TooManyRejects { partition: TopicPartition, rejected: usize, of: usize, ratio_max: f64 },
+    #[error("an exchange message is damaged: {detail}")]
+    Exchange { detail: String },
+    #[error("{partition} at offset {offset} holds no message of this topology's exchange: {detail}")]
+    ForeignExchange { partition: TopicPartition, offset: i64, detail: String },
+    #[error("{partition}: the committed offset was moved by another tool ({detail}); set it with: headwater reset")]
+    ForeignOffset { partition: TopicPartition, detail: String },
+    #[error(
+        "{partition}: the group stands at offset {committed}, but the log holds {start}..{end}: {why}; decide where to \
+         go on with: headwater reset --to earliest|latest, or rebuild with: headwater replay"
+    )]
+    OffsetGone { partition: TopicPartition, committed: i64, start: i64, end: i64, why: &'static str },
+    #[error(
+        "topology '{topology}' has changed in what its state holds; it runs with another fingerprint:\n{changes}\nLook \
+         at it with: headwater check; run it under a new name, or replay it beside the old one"
+    )]
+    FingerprintChanged { topology: String, changes: String },
+    #[error("another process runs as the same instance of this topology on this state directory ({0})")]
+    Fenced(String),
+    #[error("{0}")]
+    Sink(String),
+    #[error("stopped before it was done")]
+    Cancelled,
+    #[error("internal error: {0}; please report it")]
+    Internal(String),
+}
+
+impl EngineError {
+    pub(crate) fn internal(what: String) -> Self {
+        Self::Internal(what)
+    }
+}
+
+/// Locks what a task shares with its operators. Poisoned means that a thread of this process has panicked.
+fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
+    mutex.lock().map_err(|_| EngineError::internal("a task panicked while it held its state".into()))
+}

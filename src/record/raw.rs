@@ -70,6 +70,11 @@ pub trait Records: Send {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Bytes of all keys and values.
+    fn bytes(&self) -> usize {
+        let bytes = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
+        (0..self.len()).map(|index| self.get(index)).map(|at| bytes(at.key) + bytes(at.value)).sum()
+    }
     fn to_owned(&self, index: usize) -> OwnedRecord {
         let record = self.get(index);
         OwnedRecord {
@@ -109,4 +114,34 @@ pub struct Run {
     pub records: Box<dyn Records>,
     /// The position after the run: the offset to read next, and to commit once the run is processed.
     pub next: i64,
+}
+
+impl Run {
+    /// The records below `offset`; all of them where the run ends there or before.
+    pub fn until(self, offset: i64) -> Run {
+        if self.next <= offset {
+            return self;
+        }
+        let length = (0..self.records.len()).take_while(|&at| self.records.get(at).offset < offset).count();
+        Run { partition: self.partition, records: Box::new(Prefix { of: self.records, length }), next: offset }
+    }
+}
+
+/// The first records of others.
+struct Prefix {
+    of: Box<dyn Records>,
+    length: usize,
+}
+
+impl Records for Prefix {
+    fn len(&self) -> usize {
+        self.length
+    }
+    fn get(&self, index: usize) -> RecordRef<'_> {
+        assert!(index < self.length, "record {index} of {}", self.length);
+        self.of.get(index)
+    }
+    fn headers(&self, index: usize) -> Vec<Header> {
+        self.of.headers(index)
+    }
 }

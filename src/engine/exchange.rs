@@ -1,0 +1,364 @@
+//! What lies in an exchange topic: rows and marks of one origin, for one target partition.
+//!
+//! ```text
+//! version u8 │ kind u8 │ schema fingerprint u64 │ origin │ origin set │ body
+//! origin      length u16, topic, partition i32
+//! origin set  count u16, then as an origin: topic, partition count
+//! body        rows: metadata length u32, Arrow IPC record batch (lz4) │ watermark: i64 │ ended: run u64
+//! ```
+//! All integers are little-endian. A batch carries no schema: both sides have it from the plan, and the
+//! fingerprint says that they mean the same one.
+//!
+//! Invariant: an encoded message is at most [`MESSAGE_BYTES_MAX`] unless a single row is larger.
+//! Invariant: which partition a row goes to depends on its key columns only (xxh3 with a fixed seed over
+//! arrow-row bytes); neither may change within an exchange's life.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::buffer::Buffer;
+use arrow::datatypes::SchemaRef;
+use arrow::row::{RowConverter, SortField};
+use arrow_ipc::CompressionType;
+use arrow_ipc::writer::{CompressionContext, DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::record::{Micros, Origin};
+
+use super::{EngineError, Result};
+
+const VERSION: u8 = 1;
+const HASH_SEED: u64 = 0x4865_6164_7761_7465;
+/// Encoded rows are split at this size (rule R12).
+pub const MESSAGE_BYTES_MAX: usize = 512 * 1024;
+
+/// A message of an exchange, decoded.
+#[derive(Debug)]
+pub struct Message {
+    pub origin: Origin,
+    /// Every origin of the stage: topic, partition count (rule R3).
+    pub origin_set: Vec<(Arc<str>, i32)>,
+    pub body: Body,
+}
+
+#[derive(Debug)]
+pub enum Body {
+    Rows(RecordBatch),
+    Watermark(Micros),
+    Idle,
+    /// The origin has come to the end that `run --until-end` set itself.
+    Ended {
+        run: u64,
+    },
+}
+
+/// Writes the messages of one origin to one exchange.
+pub struct Encoder {
+    schema_fingerprint: u64,
+    header: Vec<u8>,
+    generator: IpcDataGenerator,
+    options: IpcWriteOptions,
+    compression: CompressionContext,
+}
+
+impl Encoder {
+    pub fn new(schema: &SchemaRef, origin: &Origin, origin_set: &[(Arc<str>, i32)]) -> Result<Self> {
+        let mut header = Vec::new();
+        put_partition(&mut header, &origin.topic, origin.partition);
+        header.extend((origin_set.len() as u16).to_le_bytes());
+        for (topic, partitions) in origin_set {
+            put_partition(&mut header, topic, *partitions);
+        }
+        Ok(Self {
+            schema_fingerprint: schema_fingerprint(schema),
+            header,
+            generator: IpcDataGenerator::default(),
+            options: IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?,
+            compression: CompressionContext::default(),
+        })
+    }
+
+    /// The rows as one message, or as several where one would be too large.
+    pub fn rows(&mut self, rows: &RecordBatch, out: &mut Vec<Vec<u8>>) -> Result<()> {
+        let mut dictionaries = DictionaryTracker::new(false);
+        let (_, encoded) =
+            self.generator.encode(rows, &mut dictionaries, &self.options, &mut self.compression)?;
+        let size = self.header.len() + 14 + encoded.ipc_message.len() + encoded.arrow_data.len();
+        if size > MESSAGE_BYTES_MAX && rows.num_rows() > 1 {
+            let half = rows.num_rows() / 2;
+            self.rows(&rows.slice(0, half), out)?;
+            return self.rows(&rows.slice(half, rows.num_rows() - half), out);
+        }
+        let mut message = self.begin(0, size);
+        message.extend((encoded.ipc_message.len() as u32).to_le_bytes());
+        message.extend(&encoded.ipc_message);
+        message.extend(&encoded.arrow_data);
+        out.push(message);
+        Ok(())
+    }
+
+    pub fn watermark(&self, watermark: Micros) -> Vec<u8> {
+        let mut message = self.begin(1, self.header.len() + 18);
+        message.extend(watermark.to_le_bytes());
+        message
+    }
+
+    pub fn idle(&self) -> Vec<u8> {
+        self.begin(2, self.header.len() + 10)
+    }
+
+    pub fn ended(&self, run: u64) -> Vec<u8> {
+        let mut message = self.begin(3, self.header.len() + 18);
+        message.extend(run.to_le_bytes());
+        message
+    }
+
+    fn begin(&self, kind: u8, capacity: usize) -> Vec<u8> {
+        let mut message = Vec::with_capacity(capacity);
+        message.push(VERSION);
+        message.push(kind);
+        message.extend(self.schema_fingerprint.to_le_bytes());
+        message.extend(&self.header);
+        message
+    }
+}
+
+/// Reads the messages of one exchange.
+pub struct Decoder {
+    schema: SchemaRef,
+    schema_fingerprint: u64,
+}
+
+impl Decoder {
+    pub fn new(schema: SchemaRef) -> Self {
+        let schema_fingerprint = schema_fingerprint(&schema);
+        Self { schema, schema_fingerprint }
+    }
+
+    pub fn decode(&self, message: &[u8]) -> Result<Message> {
+        let mut reader = Reader(message);
+        let version = reader.array::<1>()?[0];
+        if version != VERSION {
+            return Err(damaged(format!("it has format version {version}, this program reads {VERSION}")));
+        }
+        let kind = reader.array::<1>()?[0];
+        let fingerprint = u64::from_le_bytes(reader.array()?);
+        if fingerprint != self.schema_fingerprint {
+            return Err(damaged("its columns are another version's".into()));
+        }
+        let origin = reader.partition()?;
+        let count = u16::from_le_bytes(reader.array()?);
+        let mut origin_set = Vec::with_capacity(usize::from(count).min(reader.0.len() / 6));
+        for _ in 0..count {
+            let Origin { topic, partition } = reader.partition()?;
+            origin_set.push((topic, partition));
+        }
+        let body = match kind {
+            0 => Body::Rows(self.rows(&mut reader)?),
+            1 => Body::Watermark(i64::from_le_bytes(reader.array()?)),
+            2 => Body::Idle,
+            3 => Body::Ended { run: u64::from_le_bytes(reader.array()?) },
+            other => return Err(damaged(format!("it is of kind {other}"))),
+        };
+        Ok(Message { origin, origin_set, body })
+    }
+
+    fn rows(&self, reader: &mut Reader<'_>) -> Result<RecordBatch> {
+        let length = u32::from_le_bytes(reader.array()?) as usize;
+        let metadata = reader.take(length)?;
+        let message = arrow_ipc::root_as_message(metadata).map_err(|error| damaged(error.to_string()))?;
+        let batch = message.header_as_record_batch().ok_or_else(|| damaged("it holds no rows".into()))?;
+        let body = Buffer::from(reader.0);
+        let rows = arrow_ipc::reader::read_record_batch(
+            &body,
+            batch,
+            Arc::clone(&self.schema),
+            &HashMap::new(),
+            None,
+            &message.version(),
+        )?;
+        Ok(rows)
+    }
+}
+
+/// Splits rows by the exchange partition that each belongs to.
+pub struct Partitioner {
+    key_columns: Arc<[usize]>,
+    converter: RowConverter,
+    partitions: usize,
+    targets: Vec<Vec<u32>>,
+}
+
+impl Partitioner {
+    pub fn new(schema: &SchemaRef, key_columns: Arc<[usize]>, partitions: usize) -> Result<Self> {
+        assert!(partitions > 0, "an exchange has at least one partition");
+        let fields = key_columns
+            .iter()
+            .map(|&column| SortField::new(schema.field(column).data_type().clone()))
+            .collect();
+        Ok(Self {
+            key_columns,
+            converter: RowConverter::new(fields)?,
+            partitions,
+            targets: vec![Vec::new(); partitions],
+        })
+    }
+
+    /// The rows of each partition that gets any, in partition order; rows keep their order.
+    pub fn split(&mut self, rows: &RecordBatch) -> Result<Vec<(i32, RecordBatch)>> {
+        if self.partitions == 1 {
+            return Ok(vec![(0, rows.clone())]);
+        }
+        let keys: Vec<_> =
+            self.key_columns.iter().map(|&column| Arc::clone(rows.column(column))).collect();
+        let keys = self.converter.convert_columns(&keys)?;
+        for target in &mut self.targets {
+            target.clear();
+        }
+        for (row, key) in keys.iter().enumerate() {
+            let hash = xxh3_64_with_seed(key.as_ref(), HASH_SEED);
+            self.targets[(hash % self.partitions as u64) as usize].push(row as u32);
+        }
+        let mut split = Vec::new();
+        for (partition, target) in self.targets.iter().enumerate() {
+            if target.is_empty() {
+                continue;
+            }
+            let indices = arrow::array::UInt32Array::from(target.clone());
+            split.push((partition as i32, arrow::compute::take_record_batch(rows, &indices)?));
+        }
+        Ok(split)
+    }
+}
+
+/// Of the columns' names and types, in order.
+fn schema_fingerprint(schema: &SchemaRef) -> u64 {
+    let mut text = String::new();
+    for field in schema.fields() {
+        text.push_str(&format!("{} {} {}\n", field.name(), field.data_type(), field.is_nullable()));
+    }
+    xxh3_64(text.as_bytes())
+}
+
+fn put_partition(bytes: &mut Vec<u8>, topic: &str, partition: i32) {
+    bytes.extend((topic.len() as u16).to_le_bytes());
+    bytes.extend(topic.as_bytes());
+    bytes.extend(partition.to_le_bytes());
+}
+
+fn damaged(detail: String) -> EngineError {
+    EngineError::Exchange { detail }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8]> {
+        let Some((taken, rest)) = self.0.split_at_checked(length) else {
+            return Err(damaged("it ends early".into()));
+        };
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const LENGTH: usize>(&mut self) -> Result<[u8; LENGTH]> {
+        let mut array = [0; LENGTH];
+        array.copy_from_slice(self.take(LENGTH)?);
+        Ok(array)
+    }
+
+    fn partition(&mut self) -> Result<Origin> {
+        let length = usize::from(u16::from_le_bytes(self.array()?));
+        let topic = std::str::from_utf8(self.take(length)?)
+            .map_err(|_| damaged("a topic's name is not UTF-8".into()))?;
+        let topic: Arc<str> = topic.into();
+        Ok(Origin::new(topic, i32::from_le_bytes(self.array()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array, StringArray};
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    use super::*;
+
+    fn rows(count: i64) -> RecordBatch {
+        let schema = Arc::new(Schema::new(vec![
+            Field::new("key", DataType::Utf8, true),
+            Field::new("value", DataType::Int64, true),
+        ]));
+        let keys: ArrayRef = Arc::new(StringArray::from_iter_values((0..count).map(|i| format!("key-{i}"))));
+        let values: ArrayRef = Arc::new(Int64Array::from_iter_values((0..count).map(|i| i * 7919)));
+        RecordBatch::try_new(schema, vec![keys, values]).unwrap()
+    }
+
+    fn encoder(rows: &RecordBatch) -> Encoder {
+        Encoder::new(&rows.schema(), &Origin::new("in", 3), &[("in".into(), 4)]).unwrap()
+    }
+
+    #[test]
+    fn rows_and_marks_come_back_as_they_went() {
+        let rows = rows(1000);
+        let mut encoder = encoder(&rows);
+        let decoder = Decoder::new(rows.schema());
+        let mut messages = Vec::new();
+        encoder.rows(&rows, &mut messages).unwrap();
+        assert_eq!(messages.len(), 1);
+        let message = decoder.decode(&messages[0]).unwrap();
+        assert_eq!(message.origin, Origin::new("in", 3));
+        assert_eq!(message.origin_set, vec![("in".into(), 4)]);
+        assert!(matches!(message.body, Body::Rows(read) if read == rows));
+        let body = |bytes: Vec<u8>| decoder.decode(&bytes).unwrap().body;
+        assert!(matches!(body(encoder.watermark(-5)), Body::Watermark(-5)));
+        assert!(matches!(body(encoder.idle()), Body::Idle));
+        assert!(matches!(body(encoder.ended(9)), Body::Ended { run: 9 }));
+    }
+
+    #[test]
+    fn large_batches_are_split_and_keep_their_order() {
+        let rows = rows(200_000);
+        let mut messages = Vec::new();
+        encoder(&rows).rows(&rows, &mut messages).unwrap();
+        assert!(messages.len() > 1);
+        let decoder = Decoder::new(rows.schema());
+        let mut read = Vec::new();
+        for message in &messages {
+            assert!(message.len() <= MESSAGE_BYTES_MAX);
+            match decoder.decode(message).unwrap().body {
+                Body::Rows(part) => read.push(part),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(arrow::compute::concat_batches(&rows.schema(), &read).unwrap(), rows);
+    }
+
+    #[test]
+    fn a_damaged_message_is_an_error() {
+        let rows = rows(10);
+        let mut messages = Vec::new();
+        encoder(&rows).rows(&rows, &mut messages).unwrap();
+        let decoder = Decoder::new(rows.schema());
+        for length in 0..messages[0].len().min(120) {
+            assert!(decoder.decode(&messages[0][..length]).is_err(), "at {length}");
+        }
+        let other = Decoder::new(Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, true)])));
+        assert!(other.decode(&messages[0]).is_err());
+    }
+
+    #[test]
+    fn rows_of_one_key_meet_in_one_partition() {
+        let rows = rows(500);
+        let mut partitioner = Partitioner::new(&rows.schema(), [0].into(), 4).unwrap();
+        let whole = partitioner.split(&rows).unwrap();
+        assert_eq!(whole.iter().map(|(_, part)| part.num_rows()).sum::<usize>(), 500);
+        assert_eq!(whole.len(), 4);
+        for row in 0..500 {
+            let (partition, alone) = partitioner.split(&rows.slice(row, 1)).unwrap().remove(0);
+            let (_, part) = whole.iter().find(|(at, _)| *at == partition).unwrap();
+            let key = alone.column(1);
+            assert!((0..part.num_rows()).any(|at| part.column(1).slice(at, 1).as_ref() == key.as_ref()));
+        }
+    }
+}

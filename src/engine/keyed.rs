@@ -1,0 +1,263 @@
+//! The keyed task: one partition of one exchange, where rows meet by key.
+//!
+//! Its input is totally ordered, so its state and output are a function of that partition's messages. Its
+//! watermark is the minimum over its origins, which is part of its state.
+//!
+//! Invariant: messages are applied in offset order; a watermark is applied where it stands between the rows.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::operator::{SharedState, exchange_schema};
+use crate::plan::Plan;
+use crate::record::{Batch, Micros, Origin, Run, TopicPartition};
+use crate::time::{OriginSet, WATERMARK_MAX, WATERMARK_MIN};
+
+use super::exchange::{Body, Decoder, Message};
+use super::offsets::OffsetMetadata;
+use super::pipeline::{ExchangePort, Passed, Pipeline, keyed_aggregate};
+use super::{EngineError, Outputs, Result, lock};
+
+/// Where the set of origins lies in the state; operators' keys begin with their `state_id`, below 0xFF.
+const ORIGINS_KEY: &[u8] = &[0xFF, b'o'];
+/// Where the marks of `run --until-end` lie: they must survive a move to another worker.
+const ENDED_KEY: &[u8] = &[0xFF, b'e'];
+/// Marks of this many runs are kept; older runs are over.
+const ENDED_RUNS_MAX: usize = 4;
+
+pub struct KeyedTask {
+    plan: Arc<Plan>,
+    stage: usize,
+    partition: TopicPartition,
+    state: SharedState,
+    decoder: Decoder,
+    pipeline: Pipeline,
+    origins: OriginSet,
+    offset: i64,
+    offset_committed: i64,
+    expired: u64,
+    expired_committed: u64,
+    /// The watermark that the exchanges below have been told.
+    told: Option<Micros>,
+    /// Origins that have come to the end a `run --until-end` set itself, by run.
+    ended: Vec<(u64, BTreeSet<(String, i32)>)>,
+    passed: Passed,
+}
+
+impl KeyedTask {
+    /// `state` stands at `offset`: the task goes on from there.
+    pub fn new(
+        plan: &Arc<Plan>,
+        stage: usize,
+        partition: TopicPartition,
+        state: SharedState,
+        offset: i64,
+        expired: u64,
+    ) -> Result<Self> {
+        let spec = keyed_aggregate(&plan.stages[stage])
+            .ok_or_else(|| EngineError::internal("a keyed stage begins with its aggregate".into()))?;
+        let mut task = Self {
+            decoder: Decoder::new(exchange_schema(spec)),
+            pipeline: Pipeline::new(&plan.stages[stage], &state)?,
+            plan: Arc::clone(plan),
+            stage,
+            partition,
+            state,
+            origins: OriginSet::new(),
+            offset,
+            offset_committed: offset,
+            expired,
+            expired_committed: expired,
+            told: None,
+            ended: Vec::new(),
+            passed: Passed::default(),
+        };
+        task.restore()?;
+        Ok(task)
+    }
+
+    pub fn exchanges(&self) -> &[ExchangePort] {
+        self.pipeline.exchanges()
+    }
+    pub fn stage(&self) -> usize {
+        self.stage
+    }
+    pub fn offset(&self) -> i64 {
+        self.offset
+    }
+    pub fn watermark(&self) -> Micros {
+        self.origins.watermark()
+    }
+    pub fn origins(&self) -> &OriginSet {
+        &self.origins
+    }
+    pub fn state(&self) -> &SharedState {
+        &self.state
+    }
+    /// The count as it was committed; a muted fold counts its own anew.
+    pub fn set_expired(&mut self, expired: u64) {
+        self.expired = expired;
+        self.expired_committed = expired;
+    }
+    pub fn is_dirty(&self) -> bool {
+        self.offset != self.offset_committed
+    }
+    /// Whether the mark of `run` has come from every origin.
+    pub fn has_ended(&self, run: u64) -> bool {
+        let Some((_, ended)) = self.ended.iter().find(|(marked, _)| *marked == run) else { return false };
+        let mark = |origin: &Origin| ended.contains(&(origin.topic.to_string(), origin.partition));
+        !self.origins.is_empty() && self.origins.each().all(|(origin, _)| mark(origin))
+    }
+
+    pub fn step(&mut self, run: &Run, outputs: &mut Outputs) -> Result<()> {
+        self.passed.clear();
+        for index in 0..run.records.len() {
+            let record = run.records.get(index);
+            let value = record.value.unwrap_or_default();
+            let message = self.decoder.decode(value).map_err(|error| match error {
+                EngineError::Exchange { detail } => EngineError::ForeignExchange {
+                    partition: run.partition.clone(),
+                    offset: record.offset,
+                    detail,
+                },
+                other => other,
+            })?;
+            self.apply(message, outputs)?;
+        }
+        self.offset = run.next;
+        outputs.take_rows(&mut self.passed);
+        outputs.take_rejected(&mut self.passed, &self.partition, self.offset);
+        Ok(())
+    }
+
+    /// One message, as the in-memory exchange of a replay hands it over too.
+    pub fn apply(&mut self, message: Message, outputs: &mut Outputs) -> Result<()> {
+        let before = self.origins.watermark();
+        let topics = message.origin_set.iter().map(|(topic, partitions)| (&**topic, *partitions));
+        self.origins.declare(topics);
+        match message.body {
+            Body::Rows(rows) => {
+                self.origins.row(&message.origin);
+                let time = vec![0; rows.num_rows()].into();
+                let batch = Batch { rows, time, weight: None, source: None };
+                self.pipeline.push(&batch, &mut self.passed)?;
+                for expired in self.passed.expired.drain(..) {
+                    self.expired += expired.rows.unsigned_abs();
+                    outputs.expired.push((message.origin.clone(), expired));
+                }
+            }
+            Body::Watermark(WATERMARK_MAX) => {
+                self.origins.end(&message.origin);
+            }
+            Body::Watermark(watermark) => {
+                self.origins.advance(&message.origin, watermark);
+            }
+            Body::Idle => {
+                self.origins.idle(&message.origin);
+            }
+            Body::Ended { run } => {
+                self.mark_ended(run, &message.origin);
+            }
+        }
+        let watermark = self.origins.watermark();
+        if watermark != before {
+            self.pipeline.advance(watermark, &mut self.passed)?;
+        }
+        Ok(())
+    }
+
+    fn mark_ended(&mut self, run: u64, origin: &Origin) {
+        let at = self.ended.iter().position(|(marked, _)| *marked == run).unwrap_or_else(|| {
+            if self.ended.len() == ENDED_RUNS_MAX {
+                self.ended.remove(0);
+            }
+            self.ended.push((run, BTreeSet::new()));
+            self.ended.len() - 1
+        });
+        self.ended[at].1.insert((origin.topic.to_string(), origin.partition));
+    }
+
+    pub fn skip_to(&mut self, position: i64) {
+        self.offset = self.offset.max(position);
+    }
+
+    /// The epoch ends: what must be kept is in the state, corrections and the watermark leave.
+    pub fn flush(&mut self, outputs: &mut Outputs) -> Result<()> {
+        self.passed.clear();
+        self.pipeline.flush(&mut self.passed)?;
+        outputs.take_rows(&mut self.passed);
+        outputs.take_rejected(&mut self.passed, &self.partition, self.offset);
+        let origins = self.origins.to_bytes();
+        let mut state = lock(&self.state)?;
+        if state.get(ORIGINS_KEY)?.as_deref() != Some(&origins) {
+            state.put(ORIGINS_KEY.to_vec(), origins);
+        }
+        if !self.ended.is_empty() {
+            let ended = serde_json::to_vec(&self.ended).map_err(|error| EngineError::internal(error.to_string()))?;
+            if state.get(ENDED_KEY)?.as_deref() != Some(&ended) {
+                state.put(ENDED_KEY.to_vec(), ended);
+            }
+        }
+        drop(state);
+        let watermark = self.watermark();
+        if self.told != Some(watermark) && watermark != WATERMARK_MIN {
+            outputs.watermark = Some(watermark);
+            self.told = Some(watermark);
+        }
+        Ok(())
+    }
+
+    /// Hands over what [`Self::apply`] has gathered, without ending the epoch.
+    pub fn drain(&mut self, outputs: &mut Outputs) {
+        outputs.take_rows(&mut self.passed);
+        outputs.take_rejected(&mut self.passed, &self.partition, self.offset);
+    }
+
+    pub fn metadata(&self) -> OffsetMetadata {
+        let mut metadata = OffsetMetadata::new(self.watermark());
+        metadata.expired = self.expired;
+        metadata
+    }
+
+    pub fn commit(&mut self) -> Result<()> {
+        lock(&self.state)?.commit_epoch();
+        self.offset_committed = self.offset;
+        self.expired_committed = self.expired;
+        Ok(())
+    }
+
+    pub fn abort(&mut self) -> Result<i64> {
+        lock(&self.state)?.abort_epoch();
+        self.offset = self.offset_committed;
+        self.expired = self.expired_committed;
+        self.pipeline = Pipeline::new(&self.plan.stages[self.stage], &self.state)?;
+        self.told = None;
+        self.restore()?;
+        Ok(self.offset)
+    }
+
+    /// Takes the set of origins from the state and tells freshly built operators how far time has come.
+    fn restore(&mut self) -> Result<()> {
+        let stored = lock(&self.state)?.get(ORIGINS_KEY)?.map(|bytes| bytes.into_owned());
+        self.origins = match stored {
+            None => OriginSet::new(),
+            Some(bytes) => OriginSet::from_bytes(&bytes)
+                .map_err(|error| EngineError::internal(format!("{}: {error}", self.partition)))?,
+        };
+        let ended = lock(&self.state)?.get(ENDED_KEY)?.map(|bytes| bytes.into_owned());
+        self.ended = match ended {
+            None => Vec::new(),
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| EngineError::internal(format!("{}: {error}", self.partition)))?,
+        };
+        self.passed.clear();
+        if self.watermark() != WATERMARK_MIN {
+            self.pipeline.advance(self.watermark(), &mut self.passed)?;
+            if !self.passed.sinks.is_empty() || !self.passed.exchanges.is_empty() {
+                let what = format!("{}: windows closed again on restoring the state", self.partition);
+                return Err(EngineError::internal(what));
+            }
+        }
+        Ok(())
+    }
+}

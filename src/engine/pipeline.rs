@@ -1,0 +1,188 @@
+//! A stage's graph of operators, stepped by one task.
+//!
+//! Invariant: nodes stand in topological order, so one pass from the first to the last carries every batch,
+//! watermark and flush through.
+
+use std::sync::Arc;
+
+use crate::operator::{
+    AggregateSpec, Expired, FinalAggregate, LateRow, Map, Operator, Output, PartialAggregate, Rejected,
+    SharedState, Tumble,
+};
+use crate::plan::{Stage, Upstream, Work};
+use crate::record::{Batch, Micros};
+use crate::time::WATERMARK_MAX;
+
+use super::Result;
+
+/// Where rows leave a stage towards another.
+#[derive(Clone, Debug)]
+pub struct ExchangePort {
+    /// Index into `Plan::stages`.
+    pub stage: usize,
+    pub key_columns: Arc<[usize]>,
+    /// How far behind the task's watermark rows on this way may still lie: the graces of the windows that
+    /// they pass (rule R6).
+    pub delay: Micros,
+}
+
+impl ExchangePort {
+    /// The watermark that may be forwarded when the task's own is `watermark`.
+    pub fn forwarded(&self, watermark: Micros) -> Micros {
+        if watermark == WATERMARK_MAX { watermark } else { watermark.saturating_sub(self.delay) }
+    }
+}
+
+/// What a pipeline hands to its task.
+#[derive(Default)]
+pub struct Passed {
+    /// (sink index, rows).
+    pub sinks: Vec<(usize, Batch)>,
+    /// (index into [`Pipeline::exchanges`], rows).
+    pub exchanges: Vec<(usize, Batch)>,
+    pub rejected: Vec<Rejected>,
+    pub late: Vec<LateRow>,
+    pub taken: Vec<u32>,
+    pub expired: Vec<Expired>,
+}
+
+impl Passed {
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+enum Step {
+    Operator(Box<dyn Operator>),
+    Exchange(usize),
+    Sink(usize),
+}
+
+struct Node {
+    step: Step,
+    children: Vec<usize>,
+}
+
+pub struct Pipeline {
+    nodes: Vec<Node>,
+    first: Vec<usize>,
+    exchanges: Vec<ExchangePort>,
+}
+
+impl Pipeline {
+    /// Builds the operators of a stage. A keyed stage's aggregate keeps its windows in `state`.
+    pub fn new(stage: &Stage, state: &SharedState) -> Result<Self> {
+        let mut nodes: Vec<Node> = Vec::with_capacity(stage.nodes.len());
+        let mut delays: Vec<Micros> = Vec::with_capacity(stage.nodes.len());
+        let mut first = Vec::new();
+        let mut exchanges = Vec::new();
+        for (index, node) in stage.nodes.iter().enumerate() {
+            let mut delay = match node.from {
+                Upstream::Input => {
+                    first.push(index);
+                    0
+                }
+                Upstream::Node(parent) => {
+                    nodes[parent].children.push(index);
+                    delays[parent]
+                }
+            };
+            let step = match &node.work {
+                Work::Map(spec) => Step::Operator(Box::new(Map::new(spec.clone()))),
+                Work::Tumble(spec) => Step::Operator(Box::new(Tumble::new(spec.clone())?)),
+                Work::PartialAggregate(spec) => {
+                    Step::Operator(Box::new(PartialAggregate::new(Arc::clone(spec))?))
+                }
+                Work::FinalAggregate(spec) => {
+                    delay = delay.saturating_add(spec.grace);
+                    Step::Operator(Box::new(FinalAggregate::new(Arc::clone(spec), Arc::clone(state))?))
+                }
+                Work::Exchange { stage, key_columns } => {
+                    let key_columns = key_columns.clone().into();
+                    exchanges.push(ExchangePort { stage: *stage, key_columns, delay });
+                    Step::Exchange(exchanges.len() - 1)
+                }
+                Work::Sink(sink) => Step::Sink(*sink),
+            };
+            nodes.push(Node { step, children: Vec::new() });
+            delays.push(delay);
+        }
+        Ok(Self { nodes, first, exchanges })
+    }
+
+    pub fn exchanges(&self) -> &[ExchangePort] {
+        &self.exchanges
+    }
+
+    /// Rows enter the stage.
+    pub fn push(&mut self, batch: &Batch, passed: &mut Passed) -> Result<()> {
+        for index in 0..self.first.len() {
+            self.process(self.first[index], batch, passed)?;
+        }
+        Ok(())
+    }
+
+    /// Event time has moved for the whole stage.
+    pub fn advance(&mut self, to: Micros, passed: &mut Passed) -> Result<()> {
+        self.each(passed, |operator, output| operator.advance(to, output))
+    }
+
+    /// The epoch ends: partial results leave, what must be kept goes to the state.
+    pub fn flush(&mut self, passed: &mut Passed) -> Result<()> {
+        self.each(passed, |operator, output| operator.flush(output))
+    }
+
+    fn each(
+        &mut self,
+        passed: &mut Passed,
+        call: impl Fn(&mut dyn Operator, &mut Output) -> crate::operator::Result<()>,
+    ) -> Result<()> {
+        for index in 0..self.nodes.len() {
+            let mut output = Output::default();
+            if let Step::Operator(operator) = &mut self.nodes[index].step {
+                call(operator.as_mut(), &mut output)?;
+                self.hand_on(index, output, passed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, index: usize, batch: &Batch, passed: &mut Passed) -> Result<()> {
+        let mut output = Output::default();
+        match &mut self.nodes[index].step {
+            Step::Operator(operator) => operator.process(0, batch, &mut output)?,
+            Step::Exchange(port) => passed.exchanges.push((*port, batch.clone())),
+            Step::Sink(sink) => {
+                if let Some(source) = &batch.source {
+                    passed.taken.extend(source.record.iter().copied());
+                }
+                passed.sinks.push((*sink, batch.clone()));
+            }
+        }
+        self.hand_on(index, output, passed)
+    }
+
+    fn hand_on(&mut self, index: usize, output: Output, passed: &mut Passed) -> Result<()> {
+        passed.rejected.extend(output.rejected);
+        passed.late.extend(output.late);
+        passed.taken.extend(output.taken);
+        passed.expired.extend(output.expired);
+        for batch in output.batches {
+            if batch.num_rows() == 0 {
+                continue;
+            }
+            for child in 0..self.nodes[index].children.len() {
+                self.process(self.nodes[index].children[child], &batch, passed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The aggregate whose exchange rows a keyed stage reads.
+pub fn keyed_aggregate(stage: &Stage) -> Option<&Arc<AggregateSpec>> {
+    stage.nodes.iter().find_map(|node| match &node.work {
+        Work::FinalAggregate(spec) if node.from == Upstream::Input => Some(spec),
+        _ => None,
+    })
+}

@@ -1,0 +1,337 @@
+//! What a task hands over, as records to produce: refined records, exchange messages, dead and late records.
+//!
+//! Invariant: rows leave before the watermark that they were admitted under.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+
+use crate::codec::json::RowEncoder;
+use crate::codec::partition_for_key;
+use crate::log::{Member, Outgoing};
+use crate::operator::exchange_schema;
+use crate::plan::{Plan, SinkPlan};
+use crate::record::{Batch, Header, Origin, TopicPartition};
+
+use super::exchange::{Encoder, Partitioner};
+use super::pipeline::{ExchangePort, keyed_aggregate};
+use super::topics::TopicNames;
+use super::{DeadRecord, EngineError, LateRecord, Outputs, Result};
+
+/// Encodes rows of one sink as refined records.
+pub struct SinkEncoder {
+    topic: Arc<str>,
+    partitions: i32,
+    values: RowEncoder,
+    /// `None`: records without a key, spread over the partitions as their rows come.
+    keys: Option<RowEncoder>,
+    upsert: bool,
+    next: i32,
+    value_bytes: Vec<u8>,
+    value_ends: Vec<usize>,
+    key_bytes: Vec<u8>,
+    key_ends: Vec<usize>,
+}
+
+/// A refined record: no value deletes the key.
+pub struct Refined<'a> {
+    pub partition: i32,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+}
+
+impl SinkEncoder {
+    /// `None` where the sink has no topic.
+    pub fn new(sink: &SinkPlan, partitions: i32) -> Result<Option<Self>> {
+        let Some(topic) = &sink.topic else { return Ok(None) };
+        let failed = |error: crate::codec::json::EncodeError| {
+            EngineError::Sink(format!("view '{}': {error}", sink.view))
+        };
+        let keys = match topic.key.is_empty() {
+            true => None,
+            false => Some(RowEncoder::new(&sink.schema, Some(&topic.key)).map_err(failed)?),
+        };
+        Ok(Some(Self {
+            topic: Arc::clone(&topic.topic),
+            partitions,
+            values: RowEncoder::new(&sink.schema, None).map_err(failed)?,
+            keys,
+            upsert: !sink.row_key.is_empty() && !topic.key.is_empty(),
+            next: 0,
+            value_bytes: Vec::new(),
+            value_ends: Vec::new(),
+            key_bytes: Vec::new(),
+            key_ends: Vec::new(),
+        }))
+    }
+
+    /// Calls `each` with the batch's refined records, in order.
+    pub fn encode(&mut self, batch: &Batch, mut each: impl FnMut(Refined<'_>)) -> Result<()> {
+        let rows = 0..batch.num_rows();
+        self.value_bytes.clear();
+        self.value_ends.clear();
+        self.values.encode(&batch.rows, rows.clone(), &mut self.value_bytes, &mut self.value_ends);
+        if let Some(keys) = &self.keys {
+            self.key_bytes.clear();
+            self.key_ends.clear();
+            keys.encode(&batch.rows, rows.clone(), &mut self.key_bytes, &mut self.key_ends);
+        }
+        for row in rows {
+            let value = slice(&self.value_bytes, &self.value_ends, row);
+            let key = self.keys.as_ref().map(|_| slice(&self.key_bytes, &self.key_ends, row));
+            let partition = match key {
+                Some(key) => partition_for_key(key, self.partitions),
+                None => {
+                    self.next = (self.next + 1) % self.partitions;
+                    self.next
+                }
+            };
+            if batch.weight(row) > 0 {
+                each(Refined { partition, key, value: Some(value) });
+            } else if !self.upsert {
+                let what = format!("a row of topic {} was taken back, but it has no key", self.topic);
+                return Err(EngineError::internal(what));
+            } else if !self.replaced(batch, row) {
+                each(Refined { partition, key, value: None });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the row that takes this one's place follows it: an upsert, not a delete.
+    fn replaced(&self, batch: &Batch, row: usize) -> bool {
+        let next = row + 1;
+        next < batch.num_rows()
+            && batch.weight(next) > 0
+            && slice(&self.key_bytes, &self.key_ends, row) == slice(&self.key_bytes, &self.key_ends, next)
+    }
+}
+
+fn slice<'a>(bytes: &'a [u8], ends: &[usize], row: usize) -> &'a [u8] {
+    let start = if row == 0 { 0 } else { ends[row - 1] };
+    &bytes[start..ends[row]]
+}
+
+/// Records on their way to a producer, by partition, in one buffer.
+#[derive(Default)]
+struct Staged {
+    bytes: Vec<u8>,
+    /// Key and value as ranges of `bytes`.
+    records: HashMap<(Arc<str>, i32), Vec<StagedRecord>>,
+}
+
+type Span = Option<(usize, usize)>;
+
+struct StagedRecord {
+    key: Span,
+    value: Span,
+}
+
+impl Staged {
+    fn add(&mut self, topic: &Arc<str>, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) {
+        let bytes = &mut self.bytes;
+        let mut put = |part: &[u8]| {
+            let start = bytes.len();
+            bytes.extend_from_slice(part);
+            (start, bytes.len())
+        };
+        let record = StagedRecord { key: key.map(&mut put), value: value.map(&mut put) };
+        self.records.entry((Arc::clone(topic), partition)).or_default().push(record);
+    }
+
+    fn produce(&mut self, member: &mut dyn Member) -> Result<()> {
+        let bytes = &self.bytes;
+        let part = |span: Span| span.map(|(start, end)| &bytes[start..end]);
+        for ((topic, partition), records) in &mut self.records {
+            if records.is_empty() {
+                continue;
+            }
+            let outgoing: Vec<Outgoing<'_>> = records
+                .iter()
+                .map(|record| Outgoing { key: part(record.key), value: part(record.value), ..Outgoing::default() })
+                .collect();
+            member.produce(&TopicPartition::new(Arc::clone(topic), *partition), &outgoing)?;
+            records.clear();
+        }
+        self.bytes.clear();
+        Ok(())
+    }
+}
+
+/// One way into an exchange.
+struct Port {
+    exchange: ExchangePort,
+    topic: Arc<str>,
+    partitions: i32,
+    partitioner: Partitioner,
+    encoder: Encoder,
+    messages: Vec<Vec<u8>>,
+}
+
+/// Publishes what one task hands over.
+pub struct Publisher {
+    names: Arc<TopicNames>,
+    ports: Vec<Port>,
+    sinks: BTreeMap<usize, SinkEncoder>,
+    staged: Staged,
+}
+
+impl Publisher {
+    /// `origin`: the partition that the task reads, under which its exchange messages go.
+    pub fn new(
+        plan: &Plan,
+        names: &Arc<TopicNames>,
+        origin: &Origin,
+        exchanges: &[ExchangePort],
+    ) -> Result<Self> {
+        let mut ports = Vec::new();
+        for exchange in exchanges {
+            let spec = keyed_aggregate(&plan.stages[exchange.stage])
+                .ok_or_else(|| EngineError::internal("an exchange leads to a keyed stage".into()))?;
+            let schema = exchange_schema(spec);
+            let topic = names.input_topic(plan, exchange.stage);
+            let partitions = names.count(&topic);
+            let origin_set = names.origin_set(plan, exchange.stage);
+            ports.push(Port {
+                partitioner: Partitioner::new(&schema, Arc::clone(&exchange.key_columns), partitions as usize)?,
+                encoder: Encoder::new(&schema, origin, &origin_set)?,
+                exchange: exchange.clone(),
+                topic,
+                partitions,
+                messages: Vec::new(),
+            });
+        }
+        let mut sinks = BTreeMap::new();
+        for (index, sink) in plan.sinks.iter().enumerate() {
+            let partitions = sink.topic.as_ref().map_or(0, |topic| names.count(&topic.topic));
+            if let Some(encoder) = SinkEncoder::new(sink, partitions)? {
+                sinks.insert(index, encoder);
+            }
+        }
+        Ok(Self { names: Arc::clone(names), ports, sinks, staged: Staged::default() })
+    }
+
+    /// Produces everything in `outputs` and empties it.
+    pub fn publish(&mut self, outputs: &mut Outputs, member: &mut dyn Member) -> Result<()> {
+        for (sink, batch) in outputs.sinks.drain(..) {
+            if let Some(encoder) = self.sinks.get_mut(&sink) {
+                let (topic, staged) = (Arc::clone(&encoder.topic), &mut self.staged);
+                encoder.encode(&batch, |refined| {
+                    staged.add(&topic, refined.partition, refined.key, refined.value);
+                })?;
+            }
+        }
+        for (port, batch) in outputs.exchanges.drain(..) {
+            self.ports[port].rows(&batch.rows, &mut self.staged)?;
+        }
+        if let Some(watermark) = outputs.watermark.take() {
+            for port in &self.ports {
+                port.mark(&port.encoder.watermark(port.exchange.forwarded(watermark)), &mut self.staged);
+            }
+        }
+        if std::mem::take(&mut outputs.idle) {
+            for port in &self.ports {
+                port.mark(&port.encoder.idle(), &mut self.staged);
+            }
+        }
+        self.staged.produce(member)?;
+        self.publish_dead(&outputs.dead, member)?;
+        self.publish_late(&outputs.late, member)?;
+        outputs.clear();
+        Ok(())
+    }
+
+    /// Drops what was staged for an epoch that is aborted.
+    pub fn forget(&mut self) {
+        self.staged = Staged::default();
+    }
+
+    /// Tells every exchange that this origin has come to the end that `run` set itself.
+    pub fn publish_ended(&mut self, run: u64, member: &mut dyn Member) -> Result<()> {
+        for port in &self.ports {
+            port.mark(&port.encoder.ended(run), &mut self.staged);
+        }
+        self.staged.produce(member)
+    }
+
+    fn publish_dead(&self, dead: &[DeadRecord], member: &mut dyn Member) -> Result<()> {
+        for letter in dead {
+            let to = self.beside(&self.names.dead, letter.source.partition);
+            let mut headers = letter.record.headers.clone();
+            headers.extend(dead_headers(letter));
+            member.produce(&to, &[outgoing(letter.record.key.as_deref(), &letter.record.value, &headers)])?;
+        }
+        Ok(())
+    }
+
+    fn publish_late(&self, late: &[LateRecord], member: &mut dyn Member) -> Result<()> {
+        for record in late {
+            let to = self.beside(&self.names.late, record.source.partition);
+            let mut headers = record.record.headers.clone();
+            headers.extend(late_headers(record));
+            member.produce(&to, &[outgoing(record.record.key.as_deref(), &record.record.value, &headers)])?;
+        }
+        Ok(())
+    }
+
+    /// Dead and late records keep their source's partition, so that those of one partition stay in order.
+    fn beside(&self, topic: &Arc<str>, partition: i32) -> TopicPartition {
+        TopicPartition::new(Arc::clone(topic), partition % self.names.count(topic).max(1))
+    }
+}
+
+impl Port {
+    fn rows(&mut self, rows: &RecordBatch, staged: &mut Staged) -> Result<()> {
+        for (partition, rows) in self.partitioner.split(rows)? {
+            self.encoder.rows(&rows, &mut self.messages)?;
+            for message in self.messages.drain(..) {
+                staged.add(&self.topic, partition, None, Some(&message));
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&self, message: &[u8], staged: &mut Staged) {
+        for partition in 0..self.partitions {
+            staged.add(&self.topic, partition, None, Some(message));
+        }
+    }
+}
+
+fn outgoing<'a>(key: Option<&'a [u8]>, value: &'a Option<Vec<u8>>, headers: &'a [Header]) -> Outgoing<'a> {
+    Outgoing { key, value: value.as_deref(), headers, timestamp_ms: None }
+}
+
+/// Provenance, by the names that Kafka Connect gives it, and the stable reason.
+fn dead_headers(letter: &DeadRecord) -> Vec<Header> {
+    let attempt = letter.record.headers.iter().rev().find(|header| header.name == "headwater.attempt");
+    let attempt: u32 = attempt
+        .and_then(|header| std::str::from_utf8(header.value.as_deref()?).ok()?.parse().ok())
+        .map_or(1, |attempt: u32| attempt + 1);
+    vec![
+        Header::text("__connect.errors.topic", &*letter.source.topic),
+        Header::text("__connect.errors.partition", letter.source.partition.to_string()),
+        Header::text("__connect.errors.offset", letter.record.offset.to_string()),
+        Header::text("__connect.errors.stage", &*letter.stage),
+        Header::text("__connect.errors.exception.message", &*letter.message),
+        Header::text("headwater.reason", &*letter.reason),
+        Header::text("headwater.attempt", attempt.to_string()),
+    ]
+}
+
+fn late_headers(record: &LateRecord) -> Vec<Header> {
+    vec![
+        Header::text("headwater.source.topic", &*record.source.topic),
+        Header::text("headwater.source.partition", record.source.partition.to_string()),
+        Header::text("headwater.source.offset", record.record.offset.to_string()),
+        Header::text("headwater.views", record.views.join(",")),
+        Header::text("headwater.watermark", timestamp(record.watermark)),
+        Header::text("headwater.reason", "late"),
+    ]
+}
+
+fn timestamp(micros: i64) -> String {
+    chrono::DateTime::from_timestamp_micros(micros)
+        .map_or_else(|| micros.to_string(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
+}

@@ -1,0 +1,187 @@
+//! A task that is new here: where its partition stands, the best checkpoint below, and the muted fold between.
+//!
+//! Invariant: a task goes on at the committed offset with exactly the state that the log up to there gives.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::log::{Event, Log, Position};
+use crate::plan::{Plan, StageInput};
+use crate::record::TopicPartition;
+use crate::state::{Checkpoints, RecoveredFrom, StateDir, TaskState, recover};
+
+use super::ingest::IngestTask;
+use super::keyed::KeyedTask;
+use super::offsets::OffsetMetadata;
+use super::topics::TopicNames;
+use super::{EngineError, Outputs, Result, lock};
+
+/// Records folded between two looks at the memory that the fold takes.
+const FOLD_POLL: Duration = Duration::from_millis(50);
+/// Kafka allows far fewer partitions a topic than this many bits count.
+const PARTITION_BITS: u32 = 20;
+
+pub enum Task {
+    Ingest(Box<IngestTask>),
+    Keyed(Box<KeyedTask>),
+}
+
+/// What tasks are made from.
+pub struct Recovery<'a> {
+    pub plan: &'a Arc<Plan>,
+    pub names: &'a TopicNames,
+    pub log: &'a dyn Log,
+    pub state_dir: &'a StateDir,
+    pub checkpoints: Option<&'a Checkpoints>,
+    /// Bytes of uncommitted-to-disk state at which a fold checkpoints.
+    pub state_budget: usize,
+}
+
+impl Recovery<'_> {
+    /// Makes the task of a partition that the group has assigned to this worker.
+    pub fn task(&self, partition: &TopicPartition) -> Result<Task> {
+        let stage = self.stage_of(partition)?;
+        let committed = self.log.committed(&self.names.group, std::slice::from_ref(partition))?;
+        let committed = committed.into_iter().next().flatten();
+        let metadata = match &committed {
+            Some(position) => Some(OffsetMetadata::parse(&position.metadata, partition)?),
+            None => None,
+        };
+        match self.plan.stages[stage].input {
+            StageInput::Source(source) => {
+                let offset = self.source_offset(partition, committed.as_ref())?;
+                let index = origin_index(self.plan, partition);
+                let origin = partition.clone();
+                let task =
+                    IngestTask::new(self.plan, stage, source, origin, index, offset, metadata.as_ref())?;
+                Ok(Task::Ingest(Box::new(task)))
+            }
+            StageInput::Exchange { .. } => {
+                let task = self.keyed(partition, stage, committed.as_ref(), metadata.as_ref())?;
+                Ok(Task::Keyed(Box::new(task)))
+            }
+        }
+    }
+
+    fn stage_of(&self, partition: &TopicPartition) -> Result<usize> {
+        (0..self.plan.stages.len())
+            .find(|&stage| self.names.input_topic(self.plan, stage) == partition.topic)
+            .ok_or_else(|| EngineError::internal(format!("{partition} belongs to no stage")))
+    }
+
+    fn source_offset(&self, partition: &TopicPartition, committed: Option<&Position>) -> Result<i64> {
+        let bounds = self.log.bounds(partition)?;
+        let Some(position) = committed else { return Ok(bounds.start) };
+        let gone = |why| EngineError::OffsetGone {
+            partition: partition.clone(),
+            committed: position.offset,
+            start: bounds.start,
+            end: bounds.end,
+            why,
+        };
+        if position.offset < bounds.start {
+            return Err(gone("records that were not read yet are gone (retention, or the topic was made anew)"));
+        }
+        if position.offset > bounds.end {
+            return Err(gone("the topic is shorter than what was read of it (it was made anew?)"));
+        }
+        Ok(position.offset)
+    }
+
+    fn keyed(
+        &self,
+        partition: &TopicPartition,
+        stage: usize,
+        committed: Option<&Position>,
+        metadata: Option<&OffsetMetadata>,
+    ) -> Result<KeyedTask> {
+        let bounds = self.log.bounds(partition)?;
+        let offset = committed.map_or(0, |position| position.offset);
+        if committed.is_none() && bounds.start > 0 {
+            return Err(EngineError::OffsetGone {
+                partition: partition.clone(),
+                committed: 0,
+                start: bounds.start,
+                end: bounds.end,
+                why: "the group's offsets are gone, but its exchange was trimmed",
+            });
+        }
+        if offset < bounds.start || offset > bounds.end {
+            return Err(EngineError::OffsetGone {
+                partition: partition.clone(),
+                committed: offset,
+                start: bounds.start,
+                end: bounds.end,
+                why: "the exchange does not hold it",
+            });
+        }
+        let name = task_name(partition);
+        let store = self.state_dir.task(&name)?;
+        let fingerprint = &self.plan.fingerprint;
+        let recovered = recover(&name, &store, self.checkpoints, fingerprint, bounds.start, offset)?;
+        for warning in &recovered.warnings {
+            tracing::warn!("{partition}: a checkpoint could not be used: {warning}");
+        }
+        let from = match recovered.from {
+            RecoveredFrom::Local => "the local checkpoint",
+            RecoveredFrom::Copy => "a copy of a checkpoint",
+            RecoveredFrom::Log => "the log alone",
+        };
+        tracing::info!("{partition}: recovered from {from} at {}, folding to {offset}", recovered.offset);
+        let state = Arc::new(Mutex::new(TaskState::new(Box::new(store))));
+        let expired = metadata.map_or(0, |metadata| metadata.expired);
+        let mut task =
+            KeyedTask::new(self.plan, stage, partition.clone(), state, recovered.offset, expired)?;
+        if recovered.offset < offset {
+            self.fold(&mut task, partition, offset)?;
+        }
+        task.set_expired(expired);
+        Ok(task)
+    }
+
+    /// Folds up to the committed offset, muted: its output is in the topics already.
+    fn fold(&self, task: &mut KeyedTask, partition: &TopicPartition, until: i64) -> Result<()> {
+        let mut reader = self.log.reader()?;
+        reader.assign(&[(partition.clone(), task.offset())])?;
+        let mut muted = Outputs::default();
+        while task.offset() < until {
+            for event in reader.poll(FOLD_POLL)? {
+                match event {
+                    Event::Run(run) => {
+                        let run = run.until(until);
+                        if !run.records.is_empty() {
+                            task.step(&run, &mut muted)?;
+                        }
+                        task.skip_to(run.next.min(until));
+                    }
+                    Event::End { position, .. } => task.skip_to(position.min(until)),
+                    _ => {}
+                }
+                muted.clear();
+            }
+            if lock(task.state())?.memory_bytes() > self.state_budget && task.offset() < until {
+                task.flush(&mut muted)?;
+                task.commit()?;
+                let offset = task.offset();
+                lock(task.state())?.checkpoint(offset)?;
+            }
+        }
+        task.flush(&mut muted)?;
+        task.commit()
+    }
+}
+
+/// A number for an origin that is the same in every run: topics in name order, then the partition. Partitions
+/// that are added later do not move the others.
+pub fn origin_index(plan: &Plan, origin: &TopicPartition) -> u32 {
+    let mut topics: Vec<_> = plan.sources.iter().map(|source| &*source.topic).collect();
+    topics.sort_unstable();
+    topics.dedup();
+    let topic = topics.iter().position(|topic| *topic == &*origin.topic).unwrap_or(topics.len());
+    ((topic as u32) << PARTITION_BITS) | origin.partition as u32
+}
+
+/// A task's name in the state directory and the object store.
+pub fn task_name(partition: &TopicPartition) -> String {
+    format!("{}-{}", partition.topic, partition.partition)
+}

@@ -1,0 +1,629 @@
+//! The worker: a thread with one member of the group and the tasks that the group gave it. This page is the
+//! commit protocol.
+//!
+//! ```text
+//! poll ─► step tasks, produce what they hand over ─► … ─► the epoch is due:
+//!   flush every task that moved ─► produce ─► commit(fence, offsets + metadata)
+//!     Ok       state layers are committed; checkpoints that are due begin, beside the next epochs
+//!     Aborted  this epoch's layers are dropped, the tasks read again from the last commit
+//!     Fenced, Unknown   everything is dropped; a new member reads the committed offsets again
+//! ```
+//! Invariant: a partition is given up only after its epoch is committed or dropped.
+//! Invariant: a transaction always carries an offset, so that it is fenced (rule R4).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::log::{CommitError, Event, Fence, LogError, Member, Outgoing, Position};
+use crate::record::{Run, TopicPartition};
+use crate::state::{CheckpointStats, StateError};
+use crate::time::WATERMARK_MIN;
+
+use super::meta::META_KEY;
+use super::progress::{TaskProgress, TaskRole};
+use super::publish::Publisher;
+use super::recovery::{Recovery, Task, task_name};
+use super::run::Shared;
+use super::{EngineError, Outputs, Result, lock};
+
+/// A worker that has nothing to do looks up this often.
+const POLL_MAX: Duration = Duration::from_millis(100);
+/// How long all must be quiet before a position past transaction markers is worth an epoch of its own.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Why a worker's member can't go on.
+pub enum Ended {
+    /// The topology was asked to stop, or has come to the end it was to come to.
+    Stopped,
+    /// Another took over, or a commit's outcome is unknown: join anew.
+    Rejoin(String),
+}
+
+/// A task with what belongs to it in this worker.
+struct Slot {
+    task: Task,
+    publisher: Publisher,
+    /// The reader stands at the end of the partition.
+    caught_up: bool,
+    paused: bool,
+    last_record: Instant,
+    last_checkpoint: Instant,
+    checkpoint: Option<JoinHandle<Result<CheckpointStats, StateError>>>,
+    /// The end that `run --until-end` set itself is reached and told.
+    ended_told: bool,
+}
+
+struct Epoch {
+    began: Instant,
+    records: u64,
+    bytes: u64,
+}
+
+pub struct Worker<'a> {
+    shared: &'a Shared,
+    member: Box<dyn Member>,
+    fence: Option<Fence>,
+    slots: BTreeMap<TopicPartition, Slot>,
+    epoch: Option<Epoch>,
+    last_commit: Instant,
+    done_since: Option<Instant>,
+    outputs: Outputs,
+}
+
+impl<'a> Worker<'a> {
+    pub fn new(shared: &'a Shared, index: usize) -> Result<Self> {
+        let member = shared.log.member(&shared.member_options(index))?;
+        Ok(Self {
+            shared,
+            member,
+            fence: None,
+            slots: BTreeMap::new(),
+            epoch: None,
+            last_commit: Instant::now(),
+            done_since: None,
+            outputs: Outputs::default(),
+        })
+    }
+
+    /// Works until the topology is stopped or this member is fenced.
+    pub fn run(&mut self) -> Result<Ended> {
+        let ended = self.work();
+        match &ended {
+            Ok(Ended::Stopped) => {
+                self.finish_checkpoints(true)?;
+                self.member.leave()?;
+            }
+            _ => {
+                // What is not committed is dropped with the tasks; the transaction is aborted so that nobody
+                // waits for it to time out. A member that is fenced can't, and need not.
+                if self.epoch.take().is_some() {
+                    let _ = self.member.abort();
+                }
+                self.finish_checkpoints(true)?;
+                for partition in self.slots.keys() {
+                    self.shared.forget(partition);
+                }
+                self.slots.clear();
+                if ended.is_err() {
+                    let _ = self.member.leave();
+                }
+            }
+        }
+        ended
+    }
+
+    fn work(&mut self) -> Result<Ended> {
+        loop {
+            if self.shared.must_stop() {
+                if self.epoch.is_some()
+                    && let Some(ended) = self.commit()?
+                {
+                    return Ok(ended);
+                }
+                return Ok(Ended::Stopped);
+            }
+            if self.is_done() {
+                if self.moved_past_markers() {
+                    self.begin()?;
+                    if let Some(ended) = self.commit()? {
+                        return Ok(ended);
+                    }
+                }
+                return Ok(Ended::Stopped);
+            }
+            let events = match self.member.poll(self.poll_timeout()) {
+                Ok(events) => events,
+                Err(error) => match self.failed(error)? {
+                    Some(ended) => return Ok(ended),
+                    None => continue,
+                },
+            };
+            for event in events {
+                if let Some(ended) = self.handle(event)? {
+                    return Ok(ended);
+                }
+            }
+            self.watch_idle()?;
+            self.watch_drift()?;
+            self.watch_until_end()?;
+            self.watch_markers()?;
+            self.finish_checkpoints(false)?;
+            if self.is_due()
+                && let Some(ended) = self.commit()?
+            {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Every partition has come to the end that `run --until-end` set, and the exchanges are read to theirs.
+    fn is_done(&mut self) -> bool {
+        if !self.shared.until_end.as_ref().is_some_and(|until_end| until_end.is_done()) {
+            return false;
+        }
+        let since = *self.done_since.get_or_insert_with(Instant::now);
+        let keyed = |slot: &Slot| matches!(slot.task, Task::Keyed(_));
+        let at_ends = self.slots.values().all(|slot| slot.caught_up || !keyed(slot));
+        self.epoch.is_none() && (at_ends || since.elapsed() > SETTLE)
+    }
+
+    fn moved_past_markers(&self) -> bool {
+        self.slots.values().any(|slot| match &slot.task {
+            Task::Ingest(task) => task.is_dirty(),
+            Task::Keyed(task) => task.is_dirty(),
+        })
+    }
+
+    /// Transaction markers behind the last record are no lag: a position past them is committed once all is
+    /// quiet. Such an epoch writes no record, so it makes no marker that would have to be passed.
+    fn watch_markers(&mut self) -> Result<()> {
+        let quiet = self.slots.values().all(|slot| slot.caught_up);
+        if self.epoch.is_none() && quiet && self.last_commit.elapsed() > SETTLE && self.moved_past_markers() {
+            return self.begin();
+        }
+        Ok(())
+    }
+
+    fn poll_timeout(&self) -> Duration {
+        match &self.epoch {
+            None => POLL_MAX.min(self.shared.settings.epoch),
+            Some(epoch) => self.shared.settings.epoch.saturating_sub(epoch.began.elapsed()).min(POLL_MAX),
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let settings = &self.shared.settings;
+        self.epoch.as_ref().is_some_and(|epoch| {
+            epoch.began.elapsed() >= settings.epoch
+                || epoch.records >= settings.epoch_rows
+                || epoch.bytes >= settings.epoch_bytes
+        })
+    }
+
+    fn handle(&mut self, event: Event) -> Result<Option<Ended>> {
+        match event {
+            Event::Run(run) => match self.step(&run) {
+                Ok(()) => Ok(None),
+                Err(EngineError::Log(error)) => self.failed(error),
+                Err(error) => Err(error),
+            },
+            Event::End { partition, position } => {
+                if let Some(slot) = self.slots.get_mut(&partition) {
+                    slot.caught_up = true;
+                    match &mut slot.task {
+                        Task::Ingest(task) => task.skip_to(position),
+                        Task::Keyed(task) => task.skip_to(position),
+                    }
+                }
+                Ok(None)
+            }
+            Event::Assigned { partitions, fence } => {
+                // Partitions that are kept go on under the new fence.
+                self.fence = Some(fence);
+                for partition in partitions {
+                    self.adopt(partition)?;
+                }
+                Ok(None)
+            }
+            Event::Revoked(partitions) => {
+                if self.epoch.is_some()
+                    && let Some(ended) = self.commit()?
+                {
+                    return Ok(Some(ended));
+                }
+                self.give_up(&partitions)?;
+                Ok(None)
+            }
+            Event::Lost(partitions) => {
+                if self.epoch.is_some() {
+                    self.roll_back()?;
+                }
+                self.give_up(&partitions)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn adopt(&mut self, partition: TopicPartition) -> Result<()> {
+        let shared = self.shared;
+        let recovery = Recovery {
+            plan: &shared.plan,
+            names: &shared.names,
+            log: &*shared.log,
+            state_dir: &shared.state_dir,
+            checkpoints: shared.checkpoints.as_deref(),
+            state_budget: shared.task_budget(),
+        };
+        let task = recovery.task(&partition)?;
+        let (exchanges, offset) = match &task {
+            Task::Ingest(task) => (task.exchanges(), task.offset()),
+            Task::Keyed(task) => (task.exchanges(), task.offset()),
+        };
+        let publisher = Publisher::new(&shared.plan, &shared.names, &partition, exchanges)?;
+        let now = Instant::now();
+        let ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
+        let slot = Slot {
+            task,
+            publisher,
+            caught_up: false,
+            paused: false,
+            last_record: now,
+            last_checkpoint: now,
+            checkpoint: None,
+            ended_told,
+        };
+        self.member.start(&partition, offset)?;
+        self.report(&partition, &slot);
+        self.slots.insert(partition, slot);
+        Ok(())
+    }
+
+    fn give_up(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        for partition in partitions {
+            if let Some(mut slot) = self.slots.remove(partition) {
+                finish_checkpoint(self.shared, partition, &mut slot, true)?;
+            }
+            self.shared.forget(partition);
+        }
+        self.member.release(partitions)?;
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        if self.epoch.is_none() {
+            self.member.begin()?;
+            self.epoch = Some(Epoch { began: Instant::now(), records: 0, bytes: 0 });
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, run: &Run) -> Result<()> {
+        if !self.slots.contains_key(&run.partition) {
+            return Ok(()); // given up since it was fetched
+        }
+        self.begin()?;
+        let Some(slot) = self.slots.get_mut(&run.partition) else { return Ok(()) };
+        slot.caught_up = false;
+        slot.last_record = Instant::now();
+        match &mut slot.task {
+            Task::Ingest(task) => task.step(run, &mut self.outputs)?,
+            Task::Keyed(task) => task.step(run, &mut self.outputs)?,
+        }
+        self.shared.progress.warn(&self.outputs.warned);
+        report_expired(&self.outputs);
+        slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
+        if let Some(epoch) = &mut self.epoch {
+            epoch.records += run.records.len() as u64;
+            epoch.bytes += run.records.bytes() as u64;
+        }
+        Ok(())
+    }
+
+    /// Ends the epoch. `Some`: this member can't go on.
+    fn commit(&mut self) -> Result<Option<Ended>> {
+        match self.try_commit() {
+            Ok(()) => Ok(None),
+            Err(Failure::Engine(EngineError::Log(error))) => self.failed(error),
+            Err(Failure::Engine(error)) => Err(error),
+            Err(Failure::Commit(CommitError::Aborted(why))) => {
+                tracing::info!("the epoch was aborted and is done again: {why}");
+                self.roll_back()?;
+                Ok(None)
+            }
+            Err(Failure::Commit(error @ (CommitError::Fenced(_) | CommitError::Unknown(_)))) => {
+                Ok(Some(Ended::Rejoin(error.to_string())))
+            }
+        }
+    }
+
+    fn try_commit(&mut self) -> Result<(), Failure> {
+        let began = Instant::now();
+        let mut offsets = Vec::new();
+        let until_end = self.shared.until_end.as_ref();
+        for (partition, slot) in &mut self.slots {
+            let (dirty, at_end) = match &mut slot.task {
+                Task::Ingest(task) => {
+                    task.flush(&mut self.outputs)?;
+                    let at_end = until_end.is_some_and(|end| end.reached(partition, task.offset()));
+                    (task.is_dirty(), at_end)
+                }
+                Task::Keyed(task) => {
+                    task.flush(&mut self.outputs)?;
+                    (task.is_dirty(), until_end.is_some_and(|end| task.has_ended(end.run)))
+                }
+            };
+            let told_now = at_end && !slot.ended_told;
+            let dirty = dirty || told_now || self.outputs.watermark.is_some();
+            slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
+            if let (true, Some(until_end)) = (told_now, until_end) {
+                slot.publisher.publish_ended(until_end.run, &mut *self.member)?;
+                slot.ended_told = true;
+            }
+            if dirty {
+                offsets.push((partition.clone(), position(&slot.task)));
+            }
+        }
+        if offsets.is_empty() {
+            let any = self.slots.iter().next();
+            offsets.extend(any.map(|(partition, slot)| (partition.clone(), position(&slot.task))));
+        }
+        let meta = self.shared.take_meta()?;
+        if let Some(meta) = &meta {
+            let record = Outgoing { key: Some(META_KEY), value: Some(meta), ..Outgoing::default() };
+            let partition = TopicPartition::new(Arc::clone(&self.shared.names.meta), 0);
+            self.member.produce(&partition, &[record]).map_err(EngineError::from)?;
+        }
+        let committed = match (&self.fence, offsets.is_empty()) {
+            (Some(fence), false) => self.member.commit(fence, &offsets),
+            // Everything was given up since the epoch began.
+            _ => Err(CommitError::Aborted("no partition is left to commit".into())),
+        };
+        if committed.is_err() {
+            self.shared.return_meta(meta)?;
+        }
+        committed.map_err(Failure::Commit)?;
+        self.epoch = None;
+        self.last_commit = Instant::now();
+        self.shared.progress.committed(began.elapsed().as_secs_f64());
+        for (partition, slot) in &mut self.slots {
+            match &mut slot.task {
+                Task::Ingest(task) => task.commit(),
+                Task::Keyed(task) => task.commit()?,
+            }
+            if let (true, Some(until_end)) = (slot.ended_told, until_end) {
+                until_end.done(partition);
+            }
+        }
+        for (partition, slot) in &self.slots {
+            self.report(partition, slot);
+        }
+        self.begin_checkpoints()?;
+        Ok(())
+    }
+
+    /// What to do when the log fails under an epoch.
+    fn failed(&mut self, error: LogError) -> Result<Option<Ended>> {
+        match error {
+            LogError::Abort(why) => {
+                tracing::info!("the epoch was aborted and is done again: {why}");
+                self.roll_back()?;
+                Ok(None)
+            }
+            LogError::Fenced(why) => Ok(Some(Ended::Rejoin(why))),
+            error => Err(error.into()),
+        }
+    }
+
+    /// Drops the epoch: tasks and state go back to the last commit and read on from there (rule R7).
+    fn roll_back(&mut self) -> Result<()> {
+        self.shared.progress.aborted();
+        self.outputs.clear();
+        self.epoch = None;
+        self.member.abort()?;
+        let until_end = self.shared.until_end.as_ref();
+        for (partition, slot) in &mut self.slots {
+            let offset = match &mut slot.task {
+                Task::Ingest(task) => task.abort()?,
+                Task::Keyed(task) => task.abort()?,
+            };
+            slot.caught_up = false;
+            slot.publisher.forget();
+            slot.ended_told = until_end.is_some_and(|until_end| until_end.has(partition));
+            self.member.start(partition, offset)?;
+        }
+        Ok(())
+    }
+
+    /// Declares origins idle that are caught up and silent for their source's `idle_after`.
+    fn watch_idle(&mut self) -> Result<()> {
+        if self.shared.until_end.is_some() {
+            return Ok(()); // an end is set: nobody waits for what comes after it
+        }
+        let mut begin = false;
+        for slot in self.slots.values_mut() {
+            let Task::Ingest(task) = &mut slot.task else { continue };
+            let silent = slot.last_record.elapsed() >= task.idle_after();
+            if slot.caught_up && silent && !task.is_idle() && !task.exchanges().is_empty() {
+                task.set_idle();
+                begin = true;
+            }
+        }
+        if begin { self.begin() } else { Ok(()) }
+    }
+
+    fn watch_drift(&mut self) -> Result<()> {
+        for (partition, slot) in &mut self.slots {
+            let Task::Ingest(task) = &slot.task else { continue };
+            if task.watermark() == WATERMARK_MIN && slot.caught_up {
+                continue;
+            }
+            let max_drift = self.shared.plan.max_drift;
+            let paused =
+                self.shared.drift.must_pause(partition, task.watermark(), slot.caught_up, max_drift);
+            if paused != slot.paused {
+                let partition = std::slice::from_ref(partition);
+                match paused {
+                    true => self.member.pause(partition)?,
+                    false => self.member.resume(partition)?,
+                }
+                slot.paused = paused;
+            }
+        }
+        Ok(())
+    }
+
+    /// An end that is reached without a record to commit needs an epoch of its own to be told in.
+    fn watch_until_end(&mut self) -> Result<()> {
+        let Some(until_end) = &self.shared.until_end else { return Ok(()) };
+        let pending = self.slots.iter().any(|(partition, slot)| {
+            !slot.ended_told
+                && match &slot.task {
+                    Task::Ingest(task) => until_end.reached(partition, task.offset()),
+                    Task::Keyed(task) => task.has_ended(until_end.run),
+                }
+        });
+        if pending { self.begin() } else { Ok(()) }
+    }
+
+    /// Begins the checkpoints that are due: right after a commit, and written beside the next epochs.
+    fn begin_checkpoints(&mut self) -> Result<()> {
+        let (interval, budget) = (self.shared.settings.checkpoint_interval, self.shared.task_budget());
+        for (partition, slot) in &mut self.slots {
+            let Task::Keyed(task) = &slot.task else { continue };
+            let bytes = lock(task.state())?.memory_bytes();
+            let over = bytes > budget;
+            if over && bytes > 2 * budget && slot.checkpoint.is_some() {
+                // Memory is bounded: wait for the writer rather than fold further.
+                finish_checkpoint(self.shared, partition, slot, true)?;
+            }
+            let due = slot.last_checkpoint.elapsed() >= interval;
+            if slot.checkpoint.is_some() || !(over || due && bytes > 0) {
+                continue;
+            }
+            slot.last_checkpoint = Instant::now();
+            let Task::Keyed(task) = &slot.task else { continue };
+            let writer = lock(task.state())?.begin_checkpoint(task.offset());
+            let (checkpoints, log) = (self.shared.checkpoints.clone(), Arc::clone(&self.shared.log));
+            let (name, fingerprint) = (task_name(partition), self.shared.plan.fingerprint.clone());
+            let partition = partition.clone();
+            slot.checkpoint = Some(std::thread::spawn(move || {
+                let stats = writer.write()?;
+                if let Some(checkpoints) = checkpoints {
+                    writer.upload(&checkpoints, &name, &fingerprint)?;
+                    checkpoints.prune(&name, 2)?;
+                    // Records below the second-newest copy are never folded again (rule R2).
+                    let copies = checkpoints.list(&name)?;
+                    if let [.., second, _] = copies[..]
+                        && let Err(error) = log.delete_before(&[(partition.clone(), second)])
+                    {
+                        tracing::warn!("{partition} could not be trimmed, which is tried again later: {error}");
+                    }
+                }
+                Ok(stats)
+            }));
+        }
+        Ok(())
+    }
+
+    fn finish_checkpoints(&mut self, wait: bool) -> Result<()> {
+        for (partition, slot) in &mut self.slots {
+            finish_checkpoint(self.shared, partition, slot, wait)?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, partition: &TopicPartition, slot: &Slot) {
+        let plan = &self.shared.plan;
+        let progress = match &slot.task {
+            Task::Ingest(task) => TaskProgress {
+                role: TaskRole::Ingest,
+                stage: Arc::clone(&plan.stages[task.stage()].name),
+                source: Some(Arc::clone(&plan.sources[task.source()].name)),
+                offset: task.offset(),
+                watermark: task.watermark(),
+                idle: task.is_idle(),
+                counters: *task.counters(),
+                expired: 0,
+                state_bytes: 0,
+                checkpoint: None,
+            },
+            Task::Keyed(task) => TaskProgress {
+                role: TaskRole::Keyed,
+                stage: Arc::clone(&plan.stages[task.stage()].name),
+                source: None,
+                offset: task.offset(),
+                watermark: task.watermark(),
+                idle: false,
+                counters: Default::default(),
+                expired: task.metadata().expired,
+                state_bytes: lock(task.state()).map_or(0, |state| state.memory_bytes()),
+                checkpoint: None,
+            },
+        };
+        self.shared.progress.set(partition, progress);
+    }
+}
+
+enum Failure {
+    Engine(EngineError),
+    Commit(CommitError),
+}
+
+impl<E: Into<EngineError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
+fn position(task: &Task) -> Position {
+    match task {
+        Task::Ingest(task) => Position { offset: task.offset(), metadata: task.metadata().to_text() },
+        Task::Keyed(task) => Position { offset: task.offset(), metadata: task.metadata().to_text() },
+    }
+}
+
+/// Takes a checkpoint that has been written off the slot; `wait`: also one that is still being written.
+fn finish_checkpoint(
+    shared: &Shared,
+    partition: &TopicPartition,
+    slot: &mut Slot,
+    wait: bool,
+) -> Result<()> {
+    if !slot.checkpoint.as_ref().is_some_and(|writer| wait || writer.is_finished()) {
+        return Ok(());
+    }
+    let (Some(writer), Task::Keyed(task)) = (slot.checkpoint.take(), &slot.task) else { return Ok(()) };
+    let written = writer
+        .join()
+        .map_err(|_| EngineError::internal(format!("{partition}: writing a checkpoint panicked")))?;
+    let mut state = lock(task.state())?;
+    match written {
+        Ok(stats) => {
+            state.finish_checkpoint();
+            let seconds = slot.last_checkpoint.elapsed().as_secs_f64();
+            shared.progress.checkpointed(partition, stats.offset, stats.bytes, seconds);
+            Ok(())
+        }
+        Err(error) => {
+            state.fail_checkpoint();
+            Err(error.into())
+        }
+    }
+}
+
+/// Rows that came after their window's retention are named: a replay repairs them.
+fn report_expired(outputs: &Outputs) {
+    for (origin, expired) in &outputs.expired {
+        tracing::warn!(
+            "state_expired: {} rows of {origin} (offsets {}..={}) came for a window of view '{}' (end {}) that is \
+             past retention; the next replay repairs it",
+            expired.rows,
+            expired.first_offset,
+            expired.last_offset,
+            expired.view,
+            expired.window_end
+        );
+    }
+}
