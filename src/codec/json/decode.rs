@@ -117,7 +117,10 @@ fn reject(error: &serde_json::Error, failure: &Failure) -> Reject {
     let reason = match (failure.reason, error.classify()) {
         (Some(reason), _) => reason,
         // Its own limit of f64 is the one thing that serde_json calls syntax and JSON does not.
-        (None, Category::Syntax) if what.starts_with("number out of range") => reason::OUT_OF_RANGE,
+        (None, Category::Syntax) if what.starts_with("number out of range") => match failure.in_object {
+            true => reason::OUT_OF_RANGE,
+            false => reason::NOT_AN_OBJECT,
+        },
         (None, Category::Data) if !failure.in_object => reason::NOT_AN_OBJECT,
         (None, Category::Data) => reason::TYPE_MISMATCH,
         (None, _) => reason::MALFORMED_JSON,
@@ -365,7 +368,7 @@ mod tests {
             let reject = decoder.push(bad.as_bytes()).expect_err(bad);
             assert_eq!(reject.reason, "malformed_json", "{bad}: {}", reject.message);
         }
-        for other in ["[]", "1", "null", "\"a\"", "true"] {
+        for other in ["[]", "1", "null", "\"a\"", "1e400"] {
             assert_eq!(decoder.push(other.as_bytes()).expect_err(other).reason, "not_an_object", "{other}");
         }
         for bytes in [&b"{\"a\":\"\xff\"}"[..], b"{\"\xc3\":1}", b"{\"a\":\"\xed\xa0\x80\"}", b"\xff"] {
