@@ -31,10 +31,6 @@ pub(super) struct Order {
 }
 
 impl Layer {
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

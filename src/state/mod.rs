@@ -22,6 +22,8 @@ mod packing;
 mod recovery;
 mod sled;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::ops::{Bound, ControlFlow};
 
@@ -89,17 +91,4 @@ fn scan_bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<(Bound<&'a [u8]>, Bou
 
 fn debug_assert_ascending(changes: &[Change<'_>]) {
     debug_assert!(changes.is_sorted_by(|left, right| left.0 < right.0), "changes must ascend by key");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_ends_before_the_next_one() {
-        assert_eq!(prefix_end(b"ab"), b"ac");
-        assert_eq!(prefix_end(&[1, 255]), [2]);
-        assert_eq!(prefix_end(&[255, 255]), [] as [u8; 0]);
-        assert_eq!(prefix_end(b""), [] as [u8; 0]);
-    }
 }

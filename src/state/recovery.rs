@@ -54,7 +54,7 @@ pub fn recover(
             match loaded.and_then(|()| checkpoints.load(task, offset, fingerprint, store)) {
                 Ok(()) => return Ok(Recovered { offset, from: RecoveredFrom::Copy, warnings }),
                 Err(error @ (StateError::Corrupt { .. } | StateError::OtherTopology { .. })) => {
-                    damaged_seed |= offset == 0;
+                    damaged_seed |= offset == 0 && matches!(error, StateError::Corrupt { .. });
                     warnings.push(error);
                 }
                 Err(error) => return Err(error),

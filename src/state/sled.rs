@@ -209,8 +209,8 @@ struct Shared {
 }
 
 /// The steps of `apply`, for tests that crash after each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
     JournalWritten,
     JournalDurable,
     Recorded,
@@ -416,6 +416,29 @@ impl SledStore {
         if let Some(after_step) = &self.after_step {
             after_step(_step);
         }
+    }
+}
+
+#[cfg(test)]
+impl SledStore {
+    /// Calls `after_step` after each step of `apply`: a test copies the directory there, as a crash leaves it.
+    pub(super) fn after_each_step(&mut self, after_step: impl Fn(Step) + Send + Sync + 'static) {
+        self.after_step = Some(Box::new(after_step));
+    }
+}
+
+#[cfg(test)]
+impl StateDir {
+    /// Damages a byte of the journal that a task left; false if it left none.
+    pub(super) fn damage_journal(&self, task: &str) -> bool {
+        let control = self.db.open_tree(format!("control {task}")).unwrap();
+        let Some(piece) = control.scan_prefix([JOURNAL]).next() else { return false };
+        let (key, value) = piece.unwrap();
+        let mut damaged = value.to_vec();
+        damaged[0] ^= 1;
+        control.insert(key, damaged).unwrap();
+        self.db.flush().unwrap();
+        true
     }
 }
 
