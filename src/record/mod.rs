@@ -10,7 +10,6 @@ mod types;
 pub use batch::{Batch, SourceRows};
 pub use raw::{Header, Origin, OwnedRecord, RecordRef, Records, Run, TopicPartition, VecRecords};
 <<<<<<< HEAD
-pub use types::Column;
 =======
 pub use types::{Column, JSON_METADATA, TYPE_METADATA, Type, TypeError, is_json};
 >>>>>>> codec

@@ -1,0 +1,360 @@
+//! Copies of checkpoints in an object store, so that a task can move to another machine.
+//!
+//! ```text
+//! <topology>/<task>/<offset, 20 digits>.json                       the manifest: written last
+//! <topology>/<task>/<offset, 20 digits>-<number>-<checksum>.chunk  packed changes
+//! ```
+//! Invariant: a checkpoint is created once and never overwritten (rule R2). Chunks are named by what they hold,
+//! so whoever writes one a second time writes the same bytes.
+//! Invariant: a manifest exists only once all its chunks do. On a local folder both are flushed to disk, for the
+//! log is trimmed on the strength of them.
+//! Invariant: copying and loading hold one chunk in memory, whatever the state's size.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use futures::executor::block_on;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+
+use super::manifest::{Chunk, Manifest, Part, checksum};
+use super::packing::{pack, unpack};
+use super::{Change, Result, StateError, Store};
+
+/// A chunk is closed when it holds this much. A longer value makes a longer chunk.
+const CHUNK_BYTES: usize = 4 << 20;
+const OFFSET_DIGITS: usize = 20;
+
+/// One topology's checkpoint copies.
+#[derive(Clone)]
+pub struct Checkpoints {
+    objects: Arc<dyn ObjectStore>,
+    /// The folder, where the object store is a local one.
+    folder: Option<PathBuf>,
+    topology: String,
+    place: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyStats {
+    /// The whole state was copied, not only what the checkpoint changed.
+    pub base: bool,
+    pub chunks: usize,
+    pub bytes: u64,
+    /// The checkpoint was there already: nothing was copied.
+    pub existed: bool,
+}
+
+impl Checkpoints {
+    /// Opens a folder, which is created if need be: a path or a `file://` URL.
+    pub fn open(url_or_path: &str, topology: &str) -> Result<Self> {
+        let place = url_or_path.to_string();
+        let path = url_or_path.strip_prefix("file://").unwrap_or(url_or_path);
+        if path.contains("://") {
+            let detail = "checkpoint copies go to a local folder; other object stores are not built in yet";
+            return Err(StateError::Io { place, detail: detail.to_string() });
+        }
+        let folder = PathBuf::from(path);
+        let io = |error: std::io::Error| StateError::from_error(&place, &error);
+        std::fs::create_dir_all(&folder).map_err(io)?;
+        let folder = folder.canonicalize().map_err(io)?;
+        let objects = LocalFileSystem::new_with_prefix(&folder)
+            .map_err(|error| StateError::from_error(&place, &error))?;
+        Ok(Self { objects: Arc::new(objects), folder: Some(folder), topology: topology.to_string(), place })
+    }
+
+    /// Over any object store whose futures need no particular runtime; `place` names it in messages.
+    pub fn over(objects: Arc<dyn ObjectStore>, topology: &str, place: &str) -> Self {
+        Self { objects, folder: None, topology: topology.to_string(), place: place.to_string() }
+    }
+
+    /// The offsets of the task's checkpoints, ascending.
+    pub fn list(&self, task: &str) -> Result<Vec<i64>> {
+        let mut offsets: Vec<i64> =
+            self.names(task)?.iter().filter_map(|name| manifest_offset(name)).collect();
+        offsets.sort_unstable();
+        Ok(offsets)
+    }
+
+    /// Copies the checkpoint at `offset`, which `store` holds. `changes` are those since `previous`: they are
+    /// enough where `previous` has a copy to build on, unless the deltas outgrow their base.
+    pub fn upload(
+        &self,
+        task: &str,
+        fingerprint: &str,
+        offset: i64,
+        previous: Option<i64>,
+        changes: &[Change<'_>],
+        store: &dyn Store,
+    ) -> Result<CopyStats> {
+        if self.get(task, &manifest_name(offset))?.is_some() {
+            self.manifest(task, offset, fingerprint)?;
+            return Ok(CopyStats { existed: true, ..CopyStats::default() });
+        }
+        let parent = match previous {
+            // A parent that can not be read is not built on; it is reported by whoever recovers.
+            Some(previous) => self.manifest(task, previous, fingerprint).ok(),
+            None => None,
+        };
+        let parent = parent.filter(|parent| !parent.wants_base());
+        let base = parent.is_none();
+        let mut chunks =
+            ChunkWriter { copies: self, task, offset, packed: Vec::new(), changes: 0, written: Vec::new() };
+        if base {
+            chunks.add_all(store)?;
+        } else {
+            changes.iter().try_for_each(|&change| chunks.add(change))?;
+        }
+        let chunks = chunks.finish()?;
+        let stats = CopyStats {
+            base,
+            chunks: chunks.len(),
+            bytes: chunks.iter().map(|chunk| chunk.bytes).sum(),
+            existed: false,
+        };
+        let mut parts = parent.map_or_else(Vec::new, |parent| parent.parts);
+        parts.push(Part { offset, chunks });
+        let manifest = Manifest::new(&self.topology, task, offset, fingerprint, parts);
+        let encoded = manifest.encode().map_err(|error| StateError::from_error(&self.place, &error))?;
+        let created = self.create(task, &manifest_name(offset), encoded)?;
+        Ok(CopyStats { existed: !created, ..stats })
+    }
+
+    /// Whether the checkpoint is whole: every chunk there and as it was written.
+    pub fn verify(&self, task: &str, offset: i64, fingerprint: &str) -> Result<()> {
+        let manifest = self.manifest(task, offset, fingerprint)?;
+        manifest.chunks().try_for_each(|chunk| self.chunk(task, chunk).map(drop))
+    }
+
+    /// Replaces what is in the store by the checkpoint. On an error the store is empty.
+    pub fn load(&self, task: &str, offset: i64, fingerprint: &str, into: &dyn Store) -> Result<()> {
+        into.clear(fingerprint)?;
+        let loaded = self.load_chunks(task, offset, fingerprint, into);
+        if loaded.is_err() {
+            into.clear(fingerprint)?;
+        }
+        loaded
+    }
+
+    fn load_chunks(&self, task: &str, offset: i64, fingerprint: &str, into: &dyn Store) -> Result<()> {
+        let manifest = self.manifest(task, offset, fingerprint)?;
+        for chunk in manifest.chunks() {
+            let bytes = self.chunk(task, chunk)?;
+            let Some(changes) = unpack(&bytes) else {
+                return Err(self.corrupt(task, &chunk.object, "it does not hold packed changes"));
+            };
+            into.fill(&changes)?;
+        }
+        into.apply(&[], offset)
+    }
+
+    /// Deletes all but the `keep` newest checkpoints that can be read, and the chunks that only they used.
+    /// Nothing newer than those is touched: its chunks may belong to a checkpoint that is being copied.
+    pub fn prune(&self, task: &str, keep: usize) -> Result<()> {
+        assert!(keep > 0, "the newest checkpoint is never pruned");
+        let names = self.names(task)?;
+        let mut offsets: Vec<i64> = names.iter().filter_map(|name| manifest_offset(name)).collect();
+        offsets.sort_unstable();
+        let mut kept = Vec::new();
+        while let Some(offset) = offsets.pop() {
+            match self.read_manifest(task, offset) {
+                Ok(manifest) => kept.push(manifest),
+                Err(StateError::Corrupt { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            if kept.len() == keep {
+                break;
+            }
+        }
+        let (Some(oldest), true) = (kept.last().map(|manifest| manifest.offset), kept.len() == keep) else {
+            return Ok(());
+        };
+        let used: BTreeSet<&str> =
+            kept.iter().flat_map(Manifest::chunks).map(|chunk| &chunk.object[..]).collect();
+        // Manifests first: a chunk that is missing must not be named by one.
+        for offset in offsets {
+            self.delete(task, &manifest_name(offset))?;
+        }
+        for name in &names {
+            if chunk_offset(name).is_some_and(|offset| offset < oldest) && !used.contains(&name[..]) {
+                self.delete(task, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The manifest, if it is whole and of this topology.
+    fn manifest(&self, task: &str, offset: i64, fingerprint: &str) -> Result<Manifest> {
+        let manifest = self.read_manifest(task, offset)?;
+        if manifest.fingerprint != fingerprint {
+            return Err(StateError::OtherTopology {
+                place: self.name_of(task, &manifest_name(offset)),
+                found: manifest.fingerprint,
+                expected: fingerprint.to_string(),
+            });
+        }
+        Ok(manifest)
+    }
+
+    fn read_manifest(&self, task: &str, offset: i64) -> Result<Manifest> {
+        let name = manifest_name(offset);
+        let Some(bytes) = self.get(task, &name)? else {
+            return Err(self.corrupt(task, &name, "there is no such checkpoint"));
+        };
+        let manifest = Manifest::decode(&bytes).map_err(|detail| self.corrupt(task, &name, &detail))?;
+        if (manifest.task.as_str(), manifest.offset, manifest.topology.as_str())
+            != (task, offset, &self.topology)
+        {
+            return Err(self.corrupt(task, &name, "it is the manifest of another checkpoint"));
+        }
+        Ok(manifest)
+    }
+
+    fn chunk(&self, task: &str, chunk: &Chunk) -> Result<Vec<u8>> {
+        match self.get(task, &chunk.object)? {
+            Some(bytes) if checksum(&bytes) == chunk.checksum => Ok(bytes),
+            Some(_) => Err(self.corrupt(task, &chunk.object, "its checksum does not match")),
+            None => Err(self.corrupt(task, &chunk.object, "it is missing")),
+        }
+    }
+
+    fn corrupt(&self, task: &str, name: &str, detail: &str) -> StateError {
+        StateError::Corrupt { place: self.name_of(task, name), detail: detail.to_string() }
+    }
+
+    fn name_of(&self, task: &str, name: &str) -> String {
+        format!("{}/{}", self.place, self.path(task, name))
+    }
+
+    fn path(&self, task: &str, name: &str) -> Path {
+        Path::from_iter([self.topology.as_str(), task, name])
+    }
+
+    fn wait<T>(&self, future: impl Future<Output = Result<T, Error>>) -> Result<T> {
+        block_on(future).map_err(|error| StateError::from_error(&self.place, &error))
+    }
+
+    /// The names of the objects in a task's folder.
+    fn names(&self, task: &str) -> Result<Vec<String>> {
+        let folder = Path::from_iter([self.topology.as_str(), task]);
+        let listed = self.wait(self.objects.list(Some(&folder)).try_collect::<Vec<_>>())?;
+        Ok(listed.iter().filter_map(|object| object.location.filename().map(str::to_string)).collect())
+    }
+
+    fn get(&self, task: &str, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.path(task, name);
+        self.wait(async {
+            match self.objects.get(&path).await {
+                Ok(object) => Ok(Some(object.bytes().await?.to_vec())),
+                Err(Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// Creates an object; false if it was there already.
+    fn create(&self, task: &str, name: &str, bytes: Vec<u8>) -> Result<bool> {
+        let path = self.path(task, name);
+        let created = self.wait(async {
+            match self.objects.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into()).await {
+                Ok(_) => Ok(true),
+                Err(Error::AlreadyExists { .. }) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })?;
+        self.sync(&path)?;
+        Ok(created)
+    }
+
+    /// Flushes an object of a local folder to disk, and the folders that lead to it.
+    fn sync(&self, path: &Path) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let io = |error: std::io::Error| StateError::from_error(&self.place, &error);
+        let mut place = folder.join(FilePath::new(path.as_ref()));
+        loop {
+            File::open(&place).and_then(|file| file.sync_all()).map_err(io)?;
+            if place == *folder || !place.pop() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn delete(&self, task: &str, name: &str) -> Result<()> {
+        let path = self.path(task, name);
+        self.wait(async {
+            match self.objects.delete(&path).await {
+                // Two workers may prune at once.
+                Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
+    }
+}
+
+/// Packs changes into chunk objects.
+struct ChunkWriter<'a> {
+    copies: &'a Checkpoints,
+    task: &'a str,
+    offset: i64,
+    packed: Vec<u8>,
+    changes: u64,
+    written: Vec<Chunk>,
+}
+
+impl ChunkWriter<'_> {
+    fn add(&mut self, change: Change<'_>) -> Result<()> {
+        pack(change, &mut self.packed);
+        self.changes += 1;
+        if self.packed.len() < CHUNK_BYTES { Ok(()) } else { self.write() }
+    }
+
+    fn add_all(&mut self, store: &dyn Store) -> Result<()> {
+        let mut added = Ok(());
+        store.scan(&[], &[], &mut |key, value| {
+            added = self.add((key, Some(value)));
+            if added.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        added
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let checksum = checksum(&self.packed);
+        let number = self.written.len();
+        let object = format!("{:0OFFSET_DIGITS$}-{number:06}-{checksum}.chunk", self.offset);
+        let bytes = std::mem::take(&mut self.packed);
+        let changes = std::mem::take(&mut self.changes);
+        let chunk = Chunk { object, bytes: bytes.len() as u64, changes, checksum };
+        if !self.copies.create(self.task, &chunk.object, bytes)? {
+            // Left by an upload that did not finish. If the machine failed then, it may not be whole.
+            self.copies.chunk(self.task, &chunk)?;
+        }
+        self.written.push(chunk);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Chunk>> {
+        if self.changes > 0 {
+            self.write()?;
+        }
+        Ok(self.written)
+    }
+}
+
+fn manifest_name(offset: i64) -> String {
+    format!("{offset:0OFFSET_DIGITS$}.json")
+}
+
+fn manifest_offset(name: &str) -> Option<i64> {
+    let digits = name.strip_suffix(".json")?;
+    if digits.len() == OFFSET_DIGITS { digits.parse().ok() } else { None }
+}
+
+fn chunk_offset(name: &str) -> Option<i64> {
+    name.strip_suffix(".chunk")?.split('-').next()?.parse().ok()
+}

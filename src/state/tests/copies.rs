@@ -1,0 +1,230 @@
+//! Checkpoint copies: bases and deltas, uploads cut short, damage, pruning.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use object_store::memory::InMemory;
+
+use super::super::{Checkpoints, CopyStats, MemoryStore, StateDir, StateError, Store, TaskState};
+use super::{Rows, apply, borrowed, copy_folder, rows, value};
+
+const TASK: &str = "flights.exchange.hourly-3";
+
+/// A task that checkpoints and uploads, and remembers its state at each offset.
+pub struct Copied {
+    pub folder: tempfile::TempDir,
+    pub checkpoints: Checkpoints,
+    pub store: MemoryStore,
+    pub states: BTreeMap<i64, Rows>,
+    state: TaskState,
+}
+
+impl Copied {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path().to_str().unwrap(), "flights").unwrap();
+        let store = MemoryStore::new();
+        let state = TaskState::new(Box::new(store.clone()));
+        Self { folder, checkpoints, store, states: BTreeMap::new(), state }
+    }
+
+    pub fn step(&mut self, offset: i64) -> CopyStats {
+        for number in 0..10 {
+            self.state.put(format!("{offset} {number}").into_bytes(), value(number, 50));
+        }
+        self.state.put(b"always".to_vec(), offset.to_be_bytes().to_vec());
+        self.state.delete(format!("{} 3", offset - 10).into_bytes());
+        self.state.commit_epoch();
+        let writer = self.state.begin_checkpoint(offset);
+        writer.write().unwrap();
+        let stats = writer.upload(&self.checkpoints, TASK, "f1").unwrap();
+        self.state.finish_checkpoint();
+        self.states.insert(offset, rows(&self.store));
+        stats
+    }
+
+    pub fn loaded(&self, offset: i64) -> Result<Rows, StateError> {
+        let store = MemoryStore::new();
+        self.checkpoints.load(TASK, offset, "f1", &store)?;
+        assert_eq!((store.offset(), store.fingerprint().as_deref()), (Some(offset), Some("f1")));
+        Ok(rows(&store))
+    }
+
+    /// The objects of the task whose names start with this offset and end like this.
+    pub fn objects(&self, offset: i64, suffix: &str) -> Vec<PathBuf> {
+        let folder = self.folder.path().join("flights").join(TASK);
+        let mut objects: Vec<_> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        objects.retain(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with(&format!("{offset:020}")) && name.ends_with(suffix)
+        });
+        objects
+    }
+}
+
+pub fn damage(object: &Path) {
+    let mut bytes = std::fs::read(object).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(object, bytes).unwrap();
+}
+
+#[test]
+fn every_copy_loads_as_the_state_it_was_made_of() {
+    let mut copied = Copied::new();
+    let stats: Vec<CopyStats> = (1..=12).map(|step| copied.step(step * 10)).collect();
+    assert!(stats[0].base && !stats[1].base, "first a base, then what changed");
+    assert!(
+        stats[1..].iter().any(|stats| stats.base),
+        "deltas that outgrow their base are replaced by a new one"
+    );
+    assert_eq!(copied.checkpoints.list(TASK).unwrap(), (1..=12).map(|step| step * 10).collect::<Vec<_>>());
+    for (offset, expected) in &copied.states {
+        copied.checkpoints.verify(TASK, *offset, "f1").unwrap();
+        assert_eq!(&copied.loaded(*offset).unwrap(), expected, "offset {offset}");
+    }
+}
+
+#[test]
+fn an_upload_cut_short_before_its_manifest_is_no_checkpoint_and_is_done_again() {
+    let mut copied = Copied::new();
+    copied.step(10);
+    copied.step(20);
+    let chunks = copied.objects(20, ".chunk");
+    assert_eq!(chunks.len(), 1);
+    std::fs::remove_file(&copied.objects(20, ".json")[0]).unwrap();
+    assert_eq!(copied.checkpoints.list(TASK).unwrap(), [10]);
+    // The same state again, by someone who knows of no earlier checkpoint: a base this time.
+    let again = copied.checkpoints.upload(TASK, "f1", 20, None, &[], &copied.store).unwrap();
+    assert!(again.base && !again.existed);
+    assert_eq!(copied.loaded(20).unwrap(), copied.states[&20]);
+    assert!(chunks[0].exists(), "what is not known to be garbage is not deleted");
+    // And a third time: it is there.
+    assert!(copied.checkpoints.upload(TASK, "f1", 20, None, &[], &copied.store).unwrap().existed);
+}
+
+#[test]
+fn a_checkpoint_is_never_overwritten() {
+    let mut copied = Copied::new();
+    copied.step(10);
+    let manifest = std::fs::read(&copied.objects(10, ".json")[0]).unwrap();
+    let zombie = MemoryStore::new();
+    apply(&zombie, &BTreeMap::from([(b"other".to_vec(), Some(b"state".to_vec()))]), 10);
+    assert!(copied.checkpoints.upload(TASK, "f1", 10, None, &[], &zombie).unwrap().existed);
+    let refused = copied.checkpoints.upload(TASK, "f2", 10, None, &[], &zombie);
+    assert!(matches!(refused, Err(StateError::OtherTopology { .. })));
+    assert_eq!(std::fs::read(&copied.objects(10, ".json")[0]).unwrap(), manifest);
+    assert_eq!(copied.loaded(10).unwrap(), copied.states[&10]);
+}
+
+#[test]
+fn a_delta_never_builds_on_what_has_no_copy() {
+    let mut copied = Copied::new();
+    copied.step(10);
+    apply(&copied.store, &BTreeMap::from([(b"unseen".to_vec(), Some(b"1".to_vec()))]), 15);
+    let change = BTreeMap::from([(b"seen".to_vec(), Some(b"2".to_vec()))]);
+    apply(&copied.store, &change, 20);
+    let stats =
+        copied.checkpoints.upload(TASK, "f1", 20, Some(15), &borrowed(&change), &copied.store).unwrap();
+    assert!(stats.base);
+    assert_eq!(copied.loaded(20).unwrap(), rows(&copied.store));
+}
+
+#[test]
+fn damage_to_any_object_is_noticed() {
+    for suffix in [".json", ".chunk"] {
+        let mut copied = Copied::new();
+        copied.step(10);
+        copied.step(20);
+        let object = &copied.objects(20, suffix)[0];
+        damage(object);
+        assert!(matches!(copied.loaded(20), Err(StateError::Corrupt { .. })), "{suffix}");
+        assert!(
+            matches!(copied.checkpoints.verify(TASK, 20, "f1"), Err(StateError::Corrupt { .. })),
+            "{suffix}"
+        );
+        std::fs::remove_file(object).unwrap();
+        assert!(matches!(copied.loaded(20), Err(StateError::Corrupt { .. })), "{suffix} missing");
+        assert_eq!(copied.loaded(10).unwrap(), copied.states[&10], "{suffix}: the older one is whole");
+    }
+}
+
+#[test]
+fn pruning_keeps_what_the_kept_need() {
+    let mut copied = Copied::new();
+    let mut last_base = 0;
+    for step in 1..=6 {
+        if copied.step(step * 10).base {
+            last_base = step * 10;
+        }
+    }
+    std::fs::write(
+        copied.objects(10, ".json")[0].with_file_name(format!("{:020}-000000-0.chunk", 5)),
+        b"left",
+    )
+    .unwrap();
+    copied.checkpoints.prune(TASK, 2).unwrap();
+    assert_eq!(copied.checkpoints.list(TASK).unwrap(), [50, 60]);
+    for offset in [50, 60] {
+        assert_eq!(copied.loaded(offset).unwrap(), copied.states[&offset], "offset {offset}");
+    }
+    assert!(copied.objects(5, ".chunk").is_empty(), "what an upload cut short left is gone");
+    // More steps, pruned each time, until the first base is out of use: then it is gone too.
+    for step in 7..=20 {
+        let stats = copied.step(step * 10);
+        copied.checkpoints.prune(TASK, 2).unwrap();
+        let kept = copied.checkpoints.list(TASK).unwrap();
+        assert_eq!(kept, [step * 10 - 10, step * 10]);
+        for offset in kept {
+            assert_eq!(copied.loaded(offset).unwrap(), copied.states[&offset], "offset {offset}");
+        }
+        if stats.base {
+            last_base = step * 10;
+        }
+    }
+    assert!(last_base > 60);
+    assert!(copied.objects(10, ".chunk").is_empty());
+}
+
+#[test]
+fn pruning_counts_only_checkpoints_that_can_be_read() {
+    let mut copied = Copied::new();
+    for step in 1..=3 {
+        copied.step(step * 10);
+    }
+    damage(&copied.objects(30, ".json")[0]);
+    copied.checkpoints.prune(TASK, 2).unwrap();
+    assert_eq!(copied.checkpoints.list(TASK).unwrap(), [10, 20, 30]);
+    assert_eq!(copied.loaded(10).unwrap(), copied.states[&10]);
+}
+
+#[test]
+fn a_state_of_many_chunks_moves_from_sled_to_sled() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = StateDir::open(folder.path()).unwrap();
+    let checkpoints = Checkpoints::over(Arc::new(InMemory::new()), "flights", "memory");
+    let changes = (0..1_000_u64).map(|number| (super::key(number), Some(value(number, 9_000)))).collect();
+    let from = dir.task("from").unwrap();
+    apply(&from, &changes, 7);
+    let stats = checkpoints.upload("task", "f1", 7, None, &[], &from).unwrap();
+    assert!(stats.chunks >= 3 && stats.bytes > 9_000_000);
+    let into = dir.task("into").unwrap();
+    checkpoints.load("task", 7, "f1", &into).unwrap();
+    drop(into);
+    let into = dir.task("into").unwrap();
+    assert!(into.offset() == Some(7) && rows(&into) == rows(&from));
+}
+
+#[test]
+fn a_copied_folder_is_as_good_as_the_first() {
+    let mut copied = Copied::new();
+    copied.step(10);
+    let elsewhere = tempfile::tempdir().unwrap();
+    copy_folder(copied.folder.path(), elsewhere.path());
+    let url = format!("file://{}", elsewhere.path().display());
+    copied.checkpoints = Checkpoints::open(&url, "flights").unwrap();
+    assert_eq!(copied.loaded(10).unwrap(), copied.states[&10]);
+    assert!(Checkpoints::open("s3://bucket/state", "flights").is_err());
+}
