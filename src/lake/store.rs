@@ -73,7 +73,7 @@ impl Store {
     pub fn create(&self, path: &str, content: &[u8]) -> Result<bool> {
         let location = self.location(path)?;
         if let Some(root) = &self.root {
-            return create_durably(&root.join(path), content)
+            return create_durably(root, path, content)
                 .map_err(|error| LakeError::store("create", &self.full(path), &error));
         }
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
@@ -146,9 +146,7 @@ impl Store {
         for path in paths {
             let file = root.join(path);
             flush(&file)?;
-            folders.extend(
-                file.ancestors().skip(1).take_while(|above| above.starts_with(root)).map(PathBuf::from),
-            );
+            folders.extend(folders_above(root, &file).map(PathBuf::from));
         }
         folders.iter().try_for_each(flush)
     }
@@ -195,7 +193,8 @@ fn percent_decode(text: &str) -> Option<String> {
 
 /// Creates a file that is whole and on the disk before it has its name. `LocalFileSystem` links a staged file
 /// too, but without flushing it first: after a loss of power an empty manifest could stand.
-fn create_durably(file: &std::path::Path, content: &[u8]) -> io::Result<bool> {
+fn create_durably(root: &std::path::Path, path: &str, content: &[u8]) -> io::Result<bool> {
+    let file = root.join(path);
     let folder = file.parent().ok_or_else(|| io::Error::other("the path has no folder"))?;
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut attempt = 1;
@@ -212,14 +211,22 @@ fn create_durably(file: &std::path::Path, content: &[u8]) -> io::Result<bool> {
     let linked = output
         .write_all(content)
         .and_then(|()| output.sync_all())
-        .and_then(|()| fs::hard_link(&staged, file))
-        .and_then(|()| File::open(folder)?.sync_all());
+        .and_then(|()| fs::hard_link(&staged, &file))
+        .and_then(|()| folders_above(root, &file).try_for_each(|folder| File::open(folder)?.sync_all()));
     let removed = fs::remove_file(&staged);
     match linked {
         Ok(()) => removed.map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// The folders between a file and the lake's root, and the root.
+fn folders_above<'a>(
+    root: &'a std::path::Path,
+    file: &'a std::path::Path,
+) -> impl Iterator<Item = &'a std::path::Path> {
+    file.ancestors().skip(1).take_while(move |folder| folder.starts_with(root))
 }
 
 /// An object on its way into the store. Dropped before it is complete, it leaves nothing.
