@@ -87,3 +87,58 @@ fn duckdb_type(data_type: &DataType) -> String {
     };
     name.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::manifest::{Column, FORMAT, FileEntry};
+    use super::*;
+
+    fn manifest(files: Vec<FileEntry>) -> Manifest {
+        let column = |name: &str, data_type: &str| Column {
+            name: name.to_owned(),
+            data_type: data_type.to_owned(),
+            nullable: true,
+        };
+        Manifest {
+            format: FORMAT,
+            version: 1,
+            table: "gold/t".to_owned(),
+            topology: String::new(),
+            fingerprint: String::new(),
+            offsets: BTreeMap::new(),
+            late: String::new(),
+            columns: vec![column("at", "Timestamp(µs)"), column("ori\"gin", "Utf8")],
+            files,
+            rows: 0,
+            bytes: 0,
+            counts: BTreeMap::new(),
+            digest: String::new(),
+            started: String::new(),
+            ended: String::new(),
+            written_at: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_query_names_the_files_the_columns_and_the_folders_types() {
+        let partition =
+            BTreeMap::from([("ori\"gin".to_owned(), Some("o'n".to_owned())), ("at_date".to_owned(), None)]);
+        let path = "v000001/ori%22gin=o%27n/at_date=__HIVE_DEFAULT_PARTITION__/part-0-0.parquet";
+        let file = FileEntry { path: path.to_owned(), rows: 1, bytes: 1, partition };
+        let expected = format!(
+            r#"select "at", "ori""gin", "at_date"
+from read_parquet([
+  '/la''ke/gold/t/{path}'
+], hive_partitioning = true, hive_types = {{'at_date': DATE, 'ori"gin': VARCHAR}})"#
+        );
+        assert_eq!(duckdb_query(&manifest(vec![file]), "/la'ke/"), expected);
+    }
+
+    #[test]
+    fn a_version_without_files_has_its_columns_and_no_rows() {
+        let expected = r#"select null::TIMESTAMPTZ as "at", null::VARCHAR as "ori""gin" where false"#;
+        assert_eq!(duckdb_query(&manifest(Vec::new()), "/lake"), expected);
+    }
+}

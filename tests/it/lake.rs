@@ -15,6 +15,7 @@ use object_store::memory::InMemory;
 use object_store::{ObjectStore, PutOptions, PutPayload};
 use parquet::basic::{Compression, LogicalType, TimeUnit};
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use proptest::prelude::*;
 
 use fixtures::{TABLE, by_origin_and_day, publish, read, rows, run_info, sorted, spec, temporary, walk};
 
@@ -309,5 +310,29 @@ fn lake_urls_and_tables_that_cannot_be_are_refused_with_a_reason() {
         let error = lake.begin(TableSpec { path: path.to_owned(), ..spec(Vec::new()) }).err().unwrap();
         assert!(matches!(error, LakeError::Table { .. }), "{path}");
         assert!(lake.current(path).is_err(), "{path}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However rows are batched, spread over tasks, partitioned and pressed for memory: they all come back.
+    #[test]
+    fn lake_rows_survive_any_way_of_writing_them(
+        count in 0i64..300,
+        step in 1i64..80,
+        tasks in 1usize..5,
+        by in 0usize..3,
+        open_files in 0usize..4,
+        buffered_bytes in 0usize..200_000,
+    ) {
+        let lake = Lake::over(Arc::new(InMemory::new()), "memory")
+            .with_limits(WriteLimits { open_files, buffered_bytes });
+        let partitions = [Vec::new(), by_origin_and_day(), vec![PartitionBy::Column("day".to_owned())]];
+        let manifest = publish(&lake, spec(partitions[by].clone()), count, step, tasks);
+        let mut expected = Digest::default();
+        digest(&rows(0..count), &mut expected).unwrap();
+        prop_assert_eq!(&manifest.digest, &expected.to_string());
+        prop_assert_eq!(sorted(&read(&lake, &manifest)), sorted(&[rows(0..count)]));
     }
 }
