@@ -31,6 +31,10 @@ pub enum LakeError {
     Manifest { path: String, detail: String },
     #[error("lake table '{table}': these rows are not the table's: {detail}")]
     Rows { table: String, detail: String },
+    #[error(
+        "lake table '{table}': an earlier write of task {task} failed and rows are missing: abandon the version and run the replay again"
+    )]
+    Failed { table: String, task: usize },
     #[error("{path} is damaged: {detail}; replay the topology to write a new version of the table")]
     Damaged { path: String, detail: String },
 }

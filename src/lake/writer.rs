@@ -62,6 +62,8 @@ pub struct PartWriter {
     begun: usize,
     /// Counts spills, to know which file was written to longest ago.
     turn: u64,
+    /// Some rows were lost to an error: nothing of this writer may be published.
+    failed: bool,
     done: FinishedPart,
 }
 
@@ -127,12 +129,21 @@ impl PartWriter {
             open_files: 0,
             begun: 0,
             turn: 0,
+            failed: false,
             done,
         }
     }
 
-    /// Takes rows of the table's columns, in the table's order.
+    /// Takes rows of the table's columns, in the table's order. After an error the writer refuses all else.
     pub fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+        self.refuse_if_failed()?;
+        self.failed = true;
+        self.take(rows)?;
+        self.failed = false;
+        Ok(())
+    }
+
+    fn take(&mut self, rows: &RecordBatch) -> Result<()> {
         self.check(rows)?;
         digest(rows, &mut self.done.digest).map_err(|error| self.refused(error.to_string()))?;
         let parts = partition::split(rows, &self.table.partition_by)
@@ -153,6 +164,7 @@ impl PartWriter {
 
     /// Writes what still waits and completes all files.
     pub fn finish(mut self) -> Result<FinishedPart> {
+        self.refuse_if_failed()?;
         for place in 0..self.partitions.len() {
             if !self.partitions[place].waiting.is_empty() {
                 self.spill(place)?;
@@ -162,6 +174,13 @@ impl PartWriter {
         let filed: u64 = self.done.files.iter().map(|file| file.rows).sum();
         assert_eq!(filed, self.done.rows, "every row that was written is in a file");
         Ok(self.done)
+    }
+
+    fn refuse_if_failed(&self) -> Result<()> {
+        if self.failed {
+            return Err(LakeError::Failed { table: self.table.path.clone(), task: self.task });
+        }
+        Ok(())
     }
 
     fn check(&self, rows: &RecordBatch) -> Result<()> {
@@ -393,5 +412,7 @@ mod tests {
         let other = RecordBatch::try_from_iter([("n", other), ("p", Arc::clone(rows(0..1, 1).column(1)))]);
         let error = writer.write(&other.unwrap()).unwrap_err().to_string();
         assert!(error.contains("'n' of type Utf8"), "{error}");
+        assert!(matches!(writer.write(&rows(0..1, 1)), Err(LakeError::Failed { .. })));
+        assert!(writer.finish().is_err(), "a part that lacks rows is never handed over");
     }
 }

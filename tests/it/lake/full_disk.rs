@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use headwater::lake::{Lake, LakeError};
+use headwater::lake::{Lake, LakeError, WriteLimits};
 use object_store::memory::InMemory;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
@@ -113,14 +113,29 @@ fn lake_full_disk_is_named_with_the_file_and_leaves_nothing_visible() {
     let lake = Lake::over(Arc::new(Full { inner: InMemory::new(), left: Arc::clone(&left) }), "disk");
     let manifest = publish(&lake, spec(by_origin_and_day()), 40, 10, 1);
     left.store(manifest.bytes / 2, Ordering::SeqCst);
+    let named = |error: &LakeError| matches!(error, LakeError::Full { path } if path.starts_with("disk/gold/hourly_delay/v00000"));
+
+    // Full when the last files are completed.
     let version = lake.begin(spec(by_origin_and_day())).unwrap();
     let mut writer = version.writer(0).unwrap();
     writer.write(&rows(0..40)).unwrap();
     let error = writer.finish().unwrap_err();
-    assert!(
-        matches!(&error, LakeError::Full { path } if path.starts_with("disk/gold/hourly_delay/v000002/origin=")),
-        "{error}"
-    );
+    assert!(named(&error), "{error}");
+    version.abandon().unwrap();
+
+    // Full in the midst of writing: the rows of that batch are lost, so the writer must not finish.
+    left.store(0, Ordering::SeqCst);
+    let pressed = lake.clone().with_limits(WriteLimits { open_files: 1, buffered_bytes: 0 });
+    let version = pressed.begin(spec(by_origin_and_day())).unwrap();
+    let mut writer = version.writer(0).unwrap();
+    let error = writer.write(&rows(0..40)).unwrap_err();
+    assert!(named(&error), "{error}");
+    left.store(u64::MAX, Ordering::SeqCst);
+    assert!(matches!(writer.write(&rows(0..40)), Err(LakeError::Failed { task: 0, .. })));
+    assert!(matches!(writer.finish(), Err(LakeError::Failed { .. })));
+    version.abandon().unwrap();
+
+    assert_eq!(lake.unpublished(TABLE).unwrap(), []);
     assert_eq!(lake.current(TABLE).unwrap(), Some(manifest.clone()));
     assert_eq!(sorted(&read(&lake, &manifest)), sorted(&[rows(0..40)]));
 }
