@@ -19,25 +19,38 @@
 //! Architecture invariant: `record`, `time`, `state`, `operator` and `plan` see no clock, no randomness, no
 //! environment. A lint (`clippy.toml`, `disallowed-methods`) holds it; the rooms at the border opt out below.
 
-#[allow(clippy::disallowed_methods, reason = "a broker stamps records and times sessions out")]
-pub mod broker;
-#[allow(clippy::disallowed_methods, reason = "the terminal's side of the program")]
-pub mod cli;
-pub mod codec;
 #[allow(clippy::disallowed_methods, reason = "config is the one room that reads the environment")]
 pub mod config;
-#[allow(clippy::disallowed_methods, reason = "epochs and idleness are measured by the wall clock")]
-pub mod engine;
-#[allow(clippy::disallowed_methods, reason = "manifests carry the time they were written")]
-pub mod lake;
+
+pub mod record;
+
+pub mod time;
+
+#[allow(clippy::disallowed_methods, reason = "a broker stamps records and times sessions out")]
+pub mod broker;
+
 #[allow(clippy::disallowed_methods, reason = "clients of a broker time out")]
 pub mod log;
+
+pub mod codec;
+
+pub mod state;
+
 pub mod operator;
+
 pub mod plan;
-pub mod record;
+
+#[allow(clippy::disallowed_methods, reason = "manifests carry the time they were written")]
+pub mod lake;
+
+#[allow(clippy::disallowed_methods, reason = "epochs and idleness are measured by the wall clock")]
+pub mod engine;
+
 #[allow(clippy::disallowed_methods, reason = "HTTP and rates need a clock")]
 pub mod serve;
-pub mod state;
-pub mod time;
+
 #[allow(clippy::disallowed_methods, reason = "progress and rates need a clock")]
 pub mod tool;
+
+#[allow(clippy::disallowed_methods, reason = "the terminal's side of the program")]
+pub mod cli;

@@ -1,4 +1,7 @@
-//! All integration tests in one binary, so that DataFusion is linked once.
+//! The integration tests, in one binary: each further one would link everything once more.
+
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 mod lake;
+mod log_conformance;
+mod support;
