@@ -210,8 +210,7 @@ impl Partitioner {
         if self.partitions == 1 {
             return Ok(vec![(0, rows.clone())]);
         }
-        let keys: Vec<_> =
-            self.key_columns.iter().map(|&column| Arc::clone(rows.column(column))).collect();
+        let keys: Vec<_> = self.key_columns.iter().map(|&column| Arc::clone(rows.column(column))).collect();
         let keys = self.converter.convert_columns(&keys)?;
         for target in &mut self.targets {
             target.clear();

@@ -72,8 +72,7 @@ impl RejectWindow {
     }
 
     fn exceeds(&self, ratio_max: f64) -> bool {
-        self.recent.len() >= REJECT_WINDOW_MIN
-            && self.rejected as f64 > ratio_max * self.recent.len() as f64
+        self.recent.len() >= REJECT_WINDOW_MIN && self.rejected as f64 > ratio_max * self.recent.len() as f64
     }
 }
 
@@ -312,7 +311,8 @@ impl IngestTask {
             if record.timestamp_ms >= 0 && event_time > log_time.saturating_add(spec.max_ahead) {
                 *outcome = Outcome::Dead;
                 let ahead = humantime_micros(event_time.saturating_sub(log_time));
-                let message = format!("the event time is {ahead} ahead of the record's timestamp (max_ahead)");
+                let message =
+                    format!("the event time is {ahead} ahead of the record's timestamp (max_ahead)");
                 outputs.dead.push(dead("too_far_ahead", message));
                 continue;
             }

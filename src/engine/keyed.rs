@@ -193,7 +193,8 @@ impl KeyedTask {
             state.put(ORIGINS_KEY.to_vec(), origins);
         }
         if !self.ended.is_empty() {
-            let ended = serde_json::to_vec(&self.ended).map_err(|error| EngineError::internal(error.to_string()))?;
+            let ended =
+                serde_json::to_vec(&self.ended).map_err(|error| EngineError::internal(error.to_string()))?;
             if state.get(ENDED_KEY)?.as_deref() != Some(&ended) {
                 state.put(ENDED_KEY.to_vec(), ended);
             }

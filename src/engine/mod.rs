@@ -106,7 +106,9 @@ pub enum EngineError {
     Operator(#[from] OperatorError),
     #[error("arrow: {0}")]
     Arrow(#[from] arrow::error::ArrowError),
-    #[error("source '{source_name}': there is no topic '{topic}' at {log}; create it with: headwater topic create {topic} --partitions N")]
+    #[error(
+        "source '{source_name}': there is no topic '{topic}' at {log}; create it with: headwater topic create {topic} --partitions N"
+    )]
     NoSourceTopic { source_name: String, topic: String, log: String },
     #[error("topic '{topic}' has {found} partitions, but this topology began with {expected}: {remedy}")]
     PartitionsChanged { topic: String, found: i32, expected: i32, remedy: &'static str },
@@ -120,7 +122,9 @@ pub enum EngineError {
     Exchange { detail: String },
     #[error("{partition} at offset {offset} holds no message of this topology's exchange: {detail}")]
     ForeignExchange { partition: TopicPartition, offset: i64, detail: String },
-    #[error("{partition}: the committed offset was moved by another tool ({detail}); set it with: headwater reset")]
+    #[error(
+        "{partition}: the committed offset was moved by another tool ({detail}); set it with: headwater reset"
+    )]
     ForeignOffset { partition: TopicPartition, detail: String },
     #[error(
         "{partition}: the group stands at offset {committed}, but the log holds {start}..{end}: {why}; decide where to \

@@ -149,7 +149,11 @@ impl Staged {
             }
             let outgoing: Vec<Outgoing<'_>> = records
                 .iter()
-                .map(|record| Outgoing { key: part(record.key), value: part(record.value), ..Outgoing::default() })
+                .map(|record| Outgoing {
+                    key: part(record.key),
+                    value: part(record.value),
+                    ..Outgoing::default()
+                })
                 .collect();
             member.produce(&TopicPartition::new(Arc::clone(topic), *partition), &outgoing)?;
             records.clear();
@@ -194,7 +198,11 @@ impl Publisher {
             let partitions = names.count(&topic);
             let origin_set = names.origin_set(plan, exchange.stage);
             ports.push(Port {
-                partitioner: Partitioner::new(&schema, Arc::clone(&exchange.key_columns), partitions as usize)?,
+                partitioner: Partitioner::new(
+                    &schema,
+                    Arc::clone(&exchange.key_columns),
+                    partitions as usize,
+                )?,
                 encoder: Encoder::new(&schema, origin, &origin_set)?,
                 exchange: exchange.clone(),
                 topic,

@@ -80,7 +80,9 @@ impl Recovery<'_> {
             why,
         };
         if position.offset < bounds.start {
-            return Err(gone("records that were not read yet are gone (retention, or the topic was made anew)"));
+            return Err(gone(
+                "records that were not read yet are gone (retention, or the topic was made anew)",
+            ));
         }
         if position.offset > bounds.end {
             return Err(gone("the topic is shorter than what was read of it (it was made anew?)"));
@@ -130,8 +132,7 @@ impl Recovery<'_> {
         tracing::info!("{partition}: recovered from {from} at {}, folding to {offset}", recovered.offset);
         let state = Arc::new(Mutex::new(TaskState::new(Box::new(store))));
         let expired = metadata.map_or(0, |metadata| metadata.expired);
-        let mut task =
-            KeyedTask::new(self.plan, stage, partition.clone(), state, recovered.offset, expired)?;
+        let mut task = KeyedTask::new(self.plan, stage, partition.clone(), state, recovered.offset, expired)?;
         if recovered.offset < offset {
             self.fold(&mut task, partition, offset)?;
         }

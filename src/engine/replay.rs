@@ -312,8 +312,9 @@ impl<'a> Shared<'a> {
             for event in reader.poll(POLL)? {
                 match event {
                     Event::Run(run) => {
-                        let Some(inputs) = inputs.get_mut(&run.partition) else { continue };
-                        let run = run.until(self.bounds[&run.partition].1);
+                        let partition = run.partition.clone();
+                        let Some(inputs) = inputs.get_mut(&partition) else { continue };
+                        let run = run.until(self.bounds[&partition].1);
                         for (input, forward) in inputs.iter_mut().filter(|(input, _)| !input.done) {
                             if !run.records.is_empty() {
                                 input.task.step(&run, &mut outputs)?;
@@ -373,8 +374,7 @@ impl<'a> Shared<'a> {
     ) -> Result<()> {
         let Some((first, _)) = inputs.first_mut() else { return Ok(()) };
         let watermark = first.task.watermark();
-        let paused =
-            first.done || self.drift.must_pause(partition, watermark, false, self.plan.max_drift);
+        let paused = first.done || self.drift.must_pause(partition, watermark, false, self.plan.max_drift);
         if paused != first.paused {
             first.paused = paused;
             match paused {
@@ -503,12 +503,7 @@ impl Forward {
     }
 }
 
-fn send(
-    to: &SyncSender<Message>,
-    origin: &Origin,
-    origin_set: &[(Arc<str>, i32)],
-    body: Body,
-) -> Result<()> {
+fn send(to: &SyncSender<Message>, origin: &Origin, origin_set: &[(Arc<str>, i32)], body: Body) -> Result<()> {
     let message = Message { origin: origin.clone(), origin_set: origin_set.to_vec(), body };
     to.send(message).map_err(|_| EngineError::Cancelled)
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rand::TryRng;
+
 use crate::log::{Log, MemberOptions};
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
@@ -97,8 +99,9 @@ impl Shared {
     }
 
     pub fn member_options(&self, index: usize) -> MemberOptions {
-        let mut topics: Vec<String> =
-            (0..self.plan.stages.len()).map(|stage| self.names.input_topic(&self.plan, stage).to_string()).collect();
+        let mut topics: Vec<String> = (0..self.plan.stages.len())
+            .map(|stage| self.names.input_topic(&self.plan, stage).to_string())
+            .collect();
         topics.sort();
         topics.dedup();
         MemberOptions {
@@ -157,7 +160,7 @@ impl UntilEnd {
                 }
             }
         }
-        Ok(Self { run: rand::random(), ends, all, done: Mutex::default() })
+        Ok(Self { run: random()?, ends, all, done: Mutex::default() })
     }
 
     pub fn reached(&self, partition: &TopicPartition, position: i64) -> bool {
@@ -271,6 +274,13 @@ fn work(shared: &Shared, index: usize) -> Result<u32> {
     }
 }
 
+/// A number that no other run has.
+fn random() -> Result<u64> {
+    rand::rngs::SysRng
+        .try_next_u64()
+        .map_err(|error| EngineError::Sink(format!("the system's random numbers can't be read: {error}")))
+}
+
 /// The instance id, kept in the state directory: stable over restarts, so that a restart fences its
 /// predecessor at once.
 fn instance(state_dir: &std::path::Path) -> Result<String> {
@@ -279,7 +289,7 @@ fn instance(state_dir: &std::path::Path) -> Result<String> {
     match std::fs::read_to_string(&path) {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_string()),
         _ => {
-            let id = format!("{:08x}", rand::random::<u32>());
+            let id = format!("{:08x}", random()? as u32);
             std::fs::write(&path, &id).map_err(failed)?;
             Ok(id)
         }

@@ -460,8 +460,7 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let max_drift = self.shared.plan.max_drift;
-            let paused =
-                self.shared.drift.must_pause(partition, task.watermark(), slot.caught_up, max_drift);
+            let paused = self.shared.drift.must_pause(partition, task.watermark(), slot.caught_up, max_drift);
             if paused != slot.paused {
                 let partition = std::slice::from_ref(partition);
                 match paused {
@@ -518,7 +517,9 @@ impl<'a> Worker<'a> {
                     if let [.., second, _] = copies[..]
                         && let Err(error) = log.delete_before(&[(partition.clone(), second)])
                     {
-                        tracing::warn!("{partition} could not be trimmed, which is tried again later: {error}");
+                        tracing::warn!(
+                            "{partition} could not be trimmed, which is tried again later: {error}"
+                        );
                     }
                 }
                 Ok(stats)
@@ -585,12 +586,7 @@ fn position(task: &Task) -> Position {
 }
 
 /// Takes a checkpoint that has been written off the slot; `wait`: also one that is still being written.
-fn finish_checkpoint(
-    shared: &Shared,
-    partition: &TopicPartition,
-    slot: &mut Slot,
-    wait: bool,
-) -> Result<()> {
+fn finish_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut Slot, wait: bool) -> Result<()> {
     if !slot.checkpoint.as_ref().is_some_and(|writer| wait || writer.is_finished()) {
         return Ok(());
     }

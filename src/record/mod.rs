@@ -9,10 +9,7 @@ mod types;
 
 pub use batch::{Batch, SourceRows};
 pub use raw::{Header, Origin, OwnedRecord, RecordRef, Records, Run, TopicPartition, VecRecords};
-<<<<<<< HEAD
-=======
 pub use types::{Column, JSON_METADATA, TYPE_METADATA, Type, TypeError, is_json};
->>>>>>> codec
 
 /// The event time of a record or a watermark, in microseconds since 1970-01-01 UTC.
 pub type Micros = i64;

@@ -123,7 +123,11 @@ impl Run {
             return self;
         }
         let length = (0..self.records.len()).take_while(|&at| self.records.get(at).offset < offset).count();
-        Run { partition: self.partition, records: Box::new(Prefix { of: self.records, length }), next: offset }
+        Run {
+            partition: self.partition,
+            records: Box::new(Prefix { of: self.records, length }),
+            next: offset,
+        }
     }
 }
 

@@ -12,9 +12,7 @@ use std::time::Duration;
 
 use headwater::log::kafka::{KafkaLog, KafkaOptions};
 //use headwater::log::memory::MemoryLog;
-use headwater::log::{
-    Event, Fence, Log, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec,
-};
+use headwater::log::{Event, Fence, Log, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec};
 use headwater::record::{OwnedRecord, TopicPartition};
 
 use crate::support::{real_kafka, unique, until};
@@ -268,10 +266,7 @@ impl<'a> Worker<'a> {
     }
 
     /// One transaction: the records, and the position of every owned partition.
-    fn commit(
-        &mut self,
-        records: &[(&TopicPartition, &str)],
-    ) -> Result<(), headwater::log::CommitError> {
+    fn commit(&mut self, records: &[(&TopicPartition, &str)]) -> Result<(), headwater::log::CommitError> {
         self.member.begin().unwrap();
         for (to, text) in records {
             self.member.produce(to, &[value(text)]).unwrap();
