@@ -13,12 +13,22 @@ use std::sync::{Arc, Mutex};
 use crate::record::{Batch, Micros};
 use crate::state::TaskState;
 
+mod accumulator;
+mod aggregate;
+mod check;
+mod evaluate;
+mod map;
 mod spec;
+mod tumble;
 
+pub use aggregate::{FinalAggregate, PartialAggregate, exchange_schema};
+pub use check::Check;
+pub use map::Map;
 pub use spec::{
     AggregateCall, AggregateSpec, CheckSpec, CheckedOtherwise, Function, GroupColumn, MapSpec, Order,
     TumbleSpec,
 };
+pub use tumble::Tumble;
 
 /// Which input of an operator a batch arrives on; all of today's operators have one, numbered 0.
 pub type Input = usize;

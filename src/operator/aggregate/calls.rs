@@ -1,0 +1,97 @@
+//! All calls of an aggregate, for groups by number, with the weight of each group's rows.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Int64Array};
+use arrow::datatypes::Int64Type;
+
+use super::super::accumulator::{self, Accumulator, Places, Rows};
+use super::super::{AggregateSpec, Result};
+
+pub(super) struct Calls {
+    accumulators: Vec<Box<dyn Accumulator>>,
+    /// How many state columns each call has.
+    widths: Vec<usize>,
+    /// The sum of weights.
+    rows: Vec<i64>,
+}
+
+/// What a call is evaluated to on a batch.
+pub(super) struct Argument {
+    pub values: Option<ArrayRef>,
+    pub filter: Option<BooleanArray>,
+}
+
+impl Calls {
+    pub(super) fn new(spec: &AggregateSpec) -> Result<Self> {
+        Ok(Self {
+            accumulators: spec
+                .calls
+                .iter()
+                .map(|call| accumulator::create(spec, call))
+                .collect::<Result<_>>()?,
+            widths: spec.calls.iter().map(|call| accumulator::state_fields(spec, call).len()).collect(),
+            rows: Vec::new(),
+        })
+    }
+
+    pub(super) fn grow(&mut self, groups: usize) {
+        self.accumulators.iter_mut().for_each(|accumulator| accumulator.grow(groups));
+        self.rows.resize(groups, 0);
+    }
+
+    pub(super) fn update(
+        &mut self,
+        groups: &[u32],
+        weights: Option<&[i64]>,
+        arguments: &[Argument],
+        places: Option<&Places>,
+    ) -> Result<()> {
+        for (accumulator, argument) in self.accumulators.iter_mut().zip(arguments) {
+            let (argument, filter) = (argument.values.as_ref(), argument.filter.as_ref());
+            accumulator.update(&Rows { groups, weights, argument, filter, places })?;
+        }
+        for (row, &group) in groups.iter().enumerate() {
+            self.rows[group as usize] += weights.map_or(1, |weights| weights[row]);
+        }
+        Ok(())
+    }
+
+    /// Adds state columns, as `states` returned them.
+    pub(super) fn merge(&mut self, groups: &[u32], mut states: &[ArrayRef]) -> Result<()> {
+        for (accumulator, &width) in self.accumulators.iter_mut().zip(&self.widths) {
+            let (own, others) = states.split_at(width);
+            accumulator.merge(groups, own)?;
+            states = others;
+        }
+        let rows = states[0].as_primitive::<Int64Type>();
+        for (&group, &weight) in groups.iter().zip(rows.values()) {
+            self.rows[group as usize] += weight;
+        }
+        Ok(())
+    }
+
+    /// The calls' state columns, then the groups' rows.
+    pub(super) fn states(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let mut columns = Vec::new();
+        for accumulator in &self.accumulators {
+            columns.extend(accumulator.states(groups)?);
+        }
+        let rows = groups.iter().map(|&group| self.rows(group));
+        columns.push(Arc::new(Int64Array::from_iter_values(rows)));
+        Ok(columns)
+    }
+
+    pub(super) fn results(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        self.accumulators.iter().map(|accumulator| accumulator.results(groups)).collect()
+    }
+
+    pub(super) fn rows(&self, group: u32) -> i64 {
+        self.rows[group as usize]
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.accumulators.iter_mut().for_each(|accumulator| accumulator.clear());
+        self.rows.clear();
+    }
+}

@@ -1,0 +1,121 @@
+//! From groups' keys to group numbers: a hash table over bytes, without an allocation per row.
+//!
+//! Invariant: numbers are given from 0 in the order in which keys are first seen.
+
+use arrow::array::{ArrayRef, AsArray};
+use arrow::datatypes::{DataType, Int64Type};
+use arrow::row::{RowConverter, Rows, SortField};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::super::{AggregateSpec, Result};
+use super::other_groups;
+use crate::record::Micros;
+
+pub(super) struct Keys {
+    converter: RowConverter,
+    /// The rows of the batch at hand.
+    rows: Rows,
+    /// Hash and group number.
+    table: HashTable<(u64, u32)>,
+    bytes: Vec<u8>,
+    /// Where each group's key ends in `bytes`.
+    key_ends: Vec<usize>,
+    window_ends: Vec<Micros>,
+}
+
+impl Keys {
+    pub(super) fn new(spec: &AggregateSpec) -> Result<Self> {
+        let others = other_groups(spec).map(|group| spec.groups[group].field.data_type().clone());
+        let types = std::iter::once(DataType::Int64).chain(others);
+        let converter = RowConverter::new(types.map(SortField::new).collect())?;
+        let rows = converter.empty_rows(0, 0);
+        Ok(Self {
+            converter,
+            rows,
+            table: HashTable::new(),
+            bytes: Vec::new(),
+            key_ends: Vec::new(),
+            window_ends: Vec::new(),
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.key_ends.len()
+    }
+
+    /// Sets `groups` to the group number of each row of the key columns.
+    pub(super) fn number(&mut self, columns: &[ArrayRef], groups: &mut Vec<u32>) -> Result<()> {
+        self.rows.clear();
+        self.converter.append(&mut self.rows, columns)?;
+        let ends = columns[0].as_primitive::<Int64Type>();
+        groups.clear();
+        for (row, &end) in self.rows.iter().zip(ends.values()) {
+            let key = row.data();
+            let hash = xxh3_64(key);
+            let (bytes, key_ends) = (&self.bytes, &self.key_ends);
+            let same = |&(other, group): &(u64, u32)| other == hash && stored(bytes, key_ends, group) == key;
+            match self.table.entry(hash, same, |&(hash, _)| hash) {
+                Entry::Occupied(entry) => groups.push(entry.get().1),
+                Entry::Vacant(entry) => {
+                    let group = self.key_ends.len() as u32;
+                    entry.insert((hash, group));
+                    self.bytes.extend_from_slice(key);
+                    self.key_ends.push(self.bytes.len());
+                    self.window_ends.push(end);
+                    groups.push(group);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn key(&self, group: u32) -> &[u8] {
+        stored(&self.bytes, &self.key_ends, group)
+    }
+
+    pub(super) fn window_end(&self, group: u32) -> Micros {
+        self.window_ends[group as usize]
+    }
+
+    /// All groups in the order of their keys.
+    pub(super) fn sorted(&self) -> Vec<u32> {
+        let mut groups: Vec<u32> = (0..self.len() as u32).collect();
+        groups.sort_unstable_by(|&left, &right| self.key(left).cmp(self.key(right)));
+        groups
+    }
+
+    /// The key columns, from keys.
+    pub(super) fn decode<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Result<Vec<ArrayRef>> {
+        let parser = self.converter.parser();
+        let rows: Vec<_> = keys.map(|key| parser.parse(key)).collect();
+        Ok(self.converter.convert_rows(rows)?)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.table.clear();
+        self.bytes.clear();
+        self.key_ends.clear();
+        self.window_ends.clear();
+    }
+}
+
+fn stored<'a>(bytes: &'a [u8], key_ends: &[usize], group: u32) -> &'a [u8] {
+    let group = group as usize;
+    let start = if group == 0 { 0 } else { key_ends[group - 1] };
+    &bytes[start..key_ends[group]]
+}
+
+/// The first bytes of all keys of windows that end at `window_end`.
+pub(super) fn window_prefix(window_end: Micros) -> [u8; 9] {
+    let mut prefix = [1; 9];
+    prefix[1..].copy_from_slice(&(window_end as u64 ^ 1 << 63).to_be_bytes());
+    prefix
+}
+
+/// The end of the window in a key.
+pub(super) fn key_window_end(key: &[u8]) -> Option<Micros> {
+    let bytes = key.get(1..9)?.first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*bytes) ^ 1 << 63) as Micros)
+}
