@@ -21,7 +21,7 @@ use arrow::buffer::Buffer;
 use arrow::datatypes::SchemaRef;
 use arrow::row::{RowConverter, SortField};
 use arrow_ipc::CompressionType;
-use arrow_ipc::writer::{CompressionContext, DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
+use arrow_ipc::writer::{IpcWriteContext, DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::record::{Micros, Origin};
@@ -59,7 +59,7 @@ pub struct Encoder {
     header: Vec<u8>,
     generator: IpcDataGenerator,
     options: IpcWriteOptions,
-    compression: CompressionContext,
+    compression: IpcWriteContext,
 }
 
 impl Encoder {
@@ -75,7 +75,7 @@ impl Encoder {
             header,
             generator: IpcDataGenerator::default(),
             options: IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?,
-            compression: CompressionContext::default(),
+            compression: IpcWriteContext::default(),
         })
     }
 

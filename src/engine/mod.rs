@@ -40,9 +40,10 @@ mod worker;
 pub use ingest::{DeadRecord, LateRecord};
 pub use meta::MetaRecord;
 pub use offsets::{Counters, OffsetMetadata};
+pub use publish::{Refined, SinkEncoder};
 pub use progress::{Progress, TaskProgress, TaskRole};
 pub use replay::{ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
-pub use run::{RunOptions, RunReport, UntilEnd, run};
+pub use run::{RunOptions, RunReport, run};
 pub use topics::TopicNames;
 
 use pipeline::Passed;

@@ -89,7 +89,7 @@ impl Pipeline {
             };
             let step = match &node.work {
                 Work::Map(spec) => Step::Operator(Box::new(Map::new(spec.clone()))),
-                Work::Tumble(spec) => Step::Operator(Box::new(Tumble::new(spec.clone())?)),
+                Work::Tumble(spec) => Step::Operator(Box::new(Tumble::new(spec.clone()))),
                 Work::PartialAggregate(spec) => {
                     Step::Operator(Box::new(PartialAggregate::new(Arc::clone(spec))?))
                 }

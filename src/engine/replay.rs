@@ -60,7 +60,7 @@ pub struct ReplayOptions {
 /// Takes what a replay's views yield. Upserts are final: a replay corrects nothing.
 pub trait ReplaySink: Sync {
     /// One writer per thread; `task` numbers them.
-    fn writer(&self, task: usize) -> Result<Box<dyn SinkWriter>>;
+    fn writer<'a>(&'a self, task: usize) -> Result<Box<dyn SinkWriter + 'a>>;
 }
 
 pub trait SinkWriter: Send {
