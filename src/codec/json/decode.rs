@@ -4,6 +4,8 @@
 //! `n`th value pushed, and a rejected row is null in every column.
 //! Invariant: JSON is checked for the whole value, also where no column is read; nothing recurses deeper
 //! than the declared types.
+//! Nothing is allocated for a good row beyond the columns' growth, except serde_json's own scratch space
+//! for a value with escapes or with arrays and objects that are skipped.
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
