@@ -5,4 +5,5 @@
 mod broker;
 mod lake;
 mod log_conformance;
+mod plan;
 mod support;
