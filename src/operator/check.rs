@@ -80,3 +80,65 @@ impl Operator for Check {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use datafusion_expr::Operator as BinaryOperator;
+    use datafusion_physical_expr::expressions::{binary, lit};
+
+    use super::super::testing::{hundred_over_number, number_above, numbers, records, schema};
+    use super::*;
+
+    fn above(name: &str, than: i64, otherwise: CheckedOtherwise) -> CheckSpec {
+        CheckSpec {
+            name: name.into(),
+            expect: number_above(than),
+            text: format!("number > {than}"),
+            otherwise,
+        }
+    }
+
+    fn check(checks: Vec<CheckSpec>, batch: &Batch) -> Output {
+        let mut out = Output::default();
+        Check::new(checks, "orders".into()).process(0, batch, &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn dead_drop_and_warn() {
+        let batch = numbers(&[Some(-5), None, Some(5), Some(15), Some(25)]);
+        let checks = vec![
+            above("big", 20, CheckedOtherwise::Warn),
+            above("worth_it", 10, CheckedOtherwise::Drop),
+            above("positive", 0, CheckedOtherwise::Dead),
+        ];
+        let out = check(checks, &batch);
+        assert_eq!(records(&out.batches), [13, 14]);
+        let rejected: Vec<_> = out.rejected.iter().map(|row| (row.record, row.reason.as_str())).collect();
+        assert_eq!(rejected, [(Some(10), "check:positive"), (Some(11), "check:positive")]);
+        assert_eq!(out.rejected[0].message, "not true: number > 0");
+        assert_eq!(&*out.rejected[0].place, "orders");
+        assert_eq!(out.warned, [("big".into(), 4)]);
+    }
+
+    #[test]
+    fn a_record_is_rejected_once() {
+        let checks =
+            vec![above("first", 0, CheckedOtherwise::Dead), above("second", 0, CheckedOtherwise::Dead)];
+        let out = check(checks, &numbers(&[Some(-1)]));
+        assert_eq!(out.rejected.len(), 1);
+        assert_eq!(out.rejected[0].reason, "check:first");
+        assert!(out.batches.is_empty());
+    }
+
+    #[test]
+    fn a_check_that_cannot_be_evaluated_rejects_the_row() {
+        let expect = binary(hundred_over_number(), BinaryOperator::Gt, lit(1i64), &schema()).unwrap();
+        let text = "100 / number > 1".to_string();
+        let fails = CheckSpec { name: "ratio".into(), expect, text, otherwise: CheckedOtherwise::Drop };
+        let out = check(vec![fails], &numbers(&[Some(2), Some(0), Some(500), Some(3)]));
+        assert_eq!(records(&out.batches), [10, 13]);
+        assert_eq!(out.rejected.len(), 1);
+        assert_eq!((out.rejected[0].record, out.rejected[0].reason.as_str()), (Some(11), "expression"));
+    }
+}

@@ -60,3 +60,73 @@ impl Operator for Map {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::AsArray;
+    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use proptest::prelude::*;
+
+    use super::super::testing::{hundred_over_number, number_above, numbers, records};
+    use super::*;
+
+    fn map() -> Map {
+        let output = Schema::new(vec![Field::new("share", DataType::Int64, true)]);
+        Map::new(MapSpec {
+            view: "shares".into(),
+            filter: Some(number_above(-1)),
+            project: Some(vec![hundred_over_number()]),
+            output: Arc::new(output),
+        })
+    }
+
+    #[test]
+    fn a_bad_row_is_rejected_alone_and_a_filtered_one_is_not_evaluated() {
+        let mut out = Output::default();
+        let batch = numbers(&[Some(5), Some(0), None, Some(-1), Some(20), Some(0)]);
+        map().process(0, &batch, &mut out).unwrap();
+        assert_eq!(records(&out.batches), [10, 14]);
+        let shares = out.batches.iter().flat_map(|batch| batch.rows.column(0).as_primitive::<Int64Type>());
+        assert_eq!(shares.flatten().collect::<Vec<_>>(), [20, 5]);
+        let rejected: Vec<_> = out.rejected.iter().map(|row| (row.record, row.reason.as_str())).collect();
+        assert_eq!(rejected, [(Some(11), "expression"), (Some(15), "expression")]);
+        assert_eq!(&*out.rejected[0].place, "shares");
+        assert!(out.rejected[0].message.contains("Divide by zero"), "{}", out.rejected[0].message);
+    }
+
+    #[test]
+    fn a_derived_row_is_rejected_as_text() {
+        let mut out = Output::default();
+        let mut batch = numbers(&[Some(0)]);
+        batch.source = None;
+        map().process(0, &batch, &mut out).unwrap();
+        assert_eq!(out.rejected[0].row.as_deref(), Some("{number: 0, moment: null}"));
+        assert_eq!(out.rejected[0].record, None);
+    }
+
+    #[test]
+    fn without_filter_and_projection_rows_pass_through() {
+        let batch = numbers(&[Some(1), None]);
+        let spec = MapSpec { view: "all".into(), filter: None, project: None, output: batch.schema() };
+        let mut out = Output::default();
+        Map::new(spec).process(0, &batch, &mut out).unwrap();
+        assert_eq!(out.batches[0].rows, batch.rows);
+    }
+
+    proptest! {
+        #[test]
+        fn which_rows_are_bad_does_not_depend_on_batches(
+            values in prop::collection::vec(prop::option::of(-2i64..3), 0..40),
+        ) {
+            let whole = numbers(&values);
+            let mut together = Output::default();
+            map().process(0, &whole, &mut together).unwrap();
+            let mut alone = Output::default();
+            for row in 0..values.len() {
+                map().process(0, &whole.take(&[row as u32]).unwrap(), &mut alone).unwrap();
+            }
+            prop_assert_eq!(records(&together.batches), records(&alone.batches));
+            prop_assert_eq!(together.rejected, alone.rejected);
+        }
+    }
+}

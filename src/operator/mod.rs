@@ -19,6 +19,8 @@ mod check;
 mod evaluate;
 mod map;
 mod spec;
+#[cfg(test)]
+mod testing;
 mod tumble;
 
 pub use aggregate::{FinalAggregate, PartialAggregate, exchange_schema};

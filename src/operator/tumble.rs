@@ -86,3 +86,63 @@ impl Operator for Tumble {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{Field, Schema};
+    use proptest::prelude::*;
+
+    use super::super::testing::{records, schema, source_rows, timestamp};
+    use super::*;
+
+    fn tumble(size: Micros, offset: Micros) -> Tumble {
+        let window = |name: &str| Arc::new(Field::new(name, timestamp(), false));
+        let input = schema();
+        let fields = input.fields().iter().cloned();
+        let fields: Vec<_> = fields.chain([window("window_start"), window("window_end")]).collect();
+        let output = Arc::new(Schema::new(fields));
+        Tumble::new(TumbleSpec { view: "hourly".into(), time_column: 1, size, offset, output })
+    }
+
+    fn windows(operator: &mut Tumble, moments: &[Option<Micros>]) -> (Vec<(Micros, Micros)>, Output) {
+        let mut out = Output::default();
+        let rows: Vec<_> = moments.iter().map(|&moment| (None, moment)).collect();
+        operator.process(0, &source_rows(&rows), &mut out).unwrap();
+        let times = |batch: &Batch, column: usize| {
+            batch.rows.column(column).as_primitive::<TimestampMicrosecondType>().values().to_vec()
+        };
+        let windows = out.batches.iter().flat_map(|batch| times(batch, 2).into_iter().zip(times(batch, 3)));
+        (windows.collect(), out)
+    }
+
+    #[test]
+    fn windows_before_1970_and_with_an_offset() {
+        let moments = [Some(0), Some(-1), Some(99), Some(100), Some(-101)];
+        let (found, out) = windows(&mut tumble(100, 0), &moments);
+        assert_eq!(found, [(0, 100), (-100, 0), (0, 100), (100, 200), (-200, -100)]);
+        assert_eq!(&out.batches[0].time[..], [0, -1, 99, 100, -101]);
+        assert_eq!(windows(&mut tumble(100, 30), &[Some(29), Some(30)]).0, [(-70, 30), (30, 130)]);
+    }
+
+    #[test]
+    fn a_row_in_no_window_is_rejected() {
+        let moments = [Some(5), None, Some(i64::MAX), Some(i64::MIN), Some(YEAR_10000), Some(YEAR_1 - 1)];
+        let (found, out) = windows(&mut tumble(100, 0), &moments);
+        assert_eq!(found, [(0, 100)]);
+        assert_eq!(records(&out.batches), [10]);
+        let rejected: Vec<_> = out.rejected.iter().filter_map(|row| row.record).collect();
+        assert_eq!(rejected, [11, 12, 13, 14, 15]);
+        assert!(out.rejected[0].message.contains("null"));
+        assert!(out.rejected[1].message.contains("years 1 to 9999"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_holds_its_row(moment in YEAR_1 / 2..YEAR_10000 / 2, size in 1i64..1 << 50, offset in -(1i64 << 50)..1 << 50) {
+            let (found, _) = windows(&mut tumble(size, offset), &[Some(moment)]);
+            let (start, end) = found[0];
+            prop_assert!(start <= moment && moment < end && end - start == size);
+            prop_assert_eq!((start - offset).rem_euclid(size), 0);
+        }
+    }
+}
