@@ -251,13 +251,13 @@ impl IngestTask {
     fn decode(&mut self, run: &Run, outcomes: &mut [Outcome], outputs: &mut Outputs) -> Result<Batch> {
         let spec = &self.plan.sources[self.source];
         let count = run.records.len();
-        for index in 0..count {
+        for (index, outcome) in outcomes.iter_mut().enumerate() {
             match run.records.get(index).value {
                 // A tombstone on a stream deletes nothing: it is filtered.
                 None => self.decoder.push_null(),
                 Some(value) => {
                     if let Err(reject) = self.decoder.push(value) {
-                        outcomes[index] = Outcome::Dead;
+                        *outcome = Outcome::Dead;
                         outputs.dead.push(DeadRecord {
                             source: run.partition.clone(),
                             record: run.records.to_owned(index),

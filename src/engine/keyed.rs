@@ -88,9 +88,6 @@ impl KeyedTask {
     pub fn watermark(&self) -> Micros {
         self.origins.watermark()
     }
-    pub fn origins(&self) -> &OriginSet {
-        &self.origins
-    }
     pub fn state(&self) -> &SharedState {
         &self.state
     }

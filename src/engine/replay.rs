@@ -459,7 +459,15 @@ impl<'a> Shared<'a> {
 /// Carries what a task hands over to the next tasks' channels and to the sink.
 struct Forward {
     origin: Origin,
-    ports: Vec<(ExchangePort, Partitioner, Senders, Vec<(Arc<str>, i32)>)>,
+    ports: Vec<Port>,
+}
+
+/// One way to a keyed stage.
+struct Port {
+    exchange: ExchangePort,
+    partitioner: Partitioner,
+    senders: Senders,
+    origin_set: Vec<(Arc<str>, i32)>,
 }
 
 impl Forward {
@@ -474,9 +482,12 @@ impl Forward {
             let spec = keyed_aggregate(&shared.plan.stages[exchange.stage])
                 .ok_or_else(|| EngineError::internal("an exchange leads to a keyed stage".into()))?;
             let key_columns = Arc::clone(&exchange.key_columns);
-            let partitioner = Partitioner::new(&exchange_schema(spec), key_columns, shared.threads)?;
-            let origin_set = shared.names.origin_set(&shared.plan, exchange.stage);
-            ports.push((exchange.clone(), partitioner, senders[&exchange.stage].clone(), origin_set));
+            ports.push(Port {
+                exchange: exchange.clone(),
+                partitioner: Partitioner::new(&exchange_schema(spec), key_columns, shared.threads)?,
+                senders: senders[&exchange.stage].clone(),
+                origin_set: shared.names.origin_set(&shared.plan, exchange.stage),
+            });
         }
         Ok(Self { origin: origin.clone(), ports })
     }
@@ -486,15 +497,17 @@ impl Forward {
             writer.write(sink, &rows)?;
         }
         for (port, rows) in outputs.exchanges.drain(..) {
-            let (_, partitioner, senders, origin_set) = &mut self.ports[port];
-            for (partition, rows) in partitioner.split(&rows.rows)? {
-                send(&senders[partition as usize], &self.origin, origin_set, Body::Rows(rows))?;
+            let port = &mut self.ports[port];
+            for (partition, rows) in port.partitioner.split(&rows.rows)? {
+                let to = &port.senders[partition as usize];
+                send(to, &self.origin, &port.origin_set, Body::Rows(rows))?;
             }
         }
         if let Some(watermark) = outputs.watermark.take() {
-            for (exchange, _, senders, origin_set) in &self.ports {
-                for sender in senders {
-                    send(sender, &self.origin, origin_set, Body::Watermark(exchange.forwarded(watermark)))?;
+            for port in &self.ports {
+                let forwarded = port.exchange.forwarded(watermark);
+                for to in &port.senders {
+                    send(to, &self.origin, &port.origin_set, Body::Watermark(forwarded))?;
                 }
             }
         }

@@ -80,8 +80,10 @@ pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
+type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// The bounds of a scan, or `None` where it can hold no key.
-fn scan_bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<(Bound<&'a [u8]>, Bound<&'a [u8]>)> {
+fn scan_bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<KeyRange<'a>> {
     match to {
         [] => Some((Bound::Included(from), Bound::Unbounded)),
         to if from < to => Some((Bound::Included(from), Bound::Excluded(to))),

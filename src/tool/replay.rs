@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use crate::engine::{
-    EngineError, Progress, ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay,
-};
+use crate::engine::{EngineError, Progress, ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
 use crate::lake::{
     FinishedPart, Lake, LakeError, Manifest, NewVersion, OffsetRange, PartWriter, PartitionBy, RunInfo,
     TableSpec,
@@ -63,7 +61,7 @@ pub fn replay_into_lake(
     let lake = Lake::open(&options.lake)?;
     let tables = Tables::begin(plan, &lake)?;
     let bounded = ReplayOptions {
-        late: options.late.clone(),
+        late: options.late,
         until: BTreeMap::new(),
         threads: options.threads,
         state_budget: options.state_budget,

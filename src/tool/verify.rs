@@ -195,7 +195,11 @@ impl Cut {
                         break;
                     }
                     if began.elapsed() > patience {
-                        return Err(VerifyError::NotDrained { partition, waited: patience.as_secs(), behind });
+                        return Err(VerifyError::NotDrained {
+                            partition,
+                            waited: patience.as_secs(),
+                            behind,
+                        });
                     }
                     std::thread::sleep(Duration::from_millis(100));
                 }
@@ -371,9 +375,9 @@ struct Collector<'a> {
 impl SinkWriter for Collector<'_> {
     fn write(&mut self, sink: usize, batch: &Batch) -> Result<(), EngineError> {
         let Some(encoder) = &mut self.encoders[sink] else { return Ok(()) };
-        let ends = self.into.plan.sinks[sink]
-            .window_end
-            .and_then(|column| batch.rows.column(column).as_any().downcast_ref::<TimestampMicrosecondArray>());
+        let ends = self.into.plan.sinks[sink].window_end.and_then(|column| {
+            batch.rows.column(column).as_any().downcast_ref::<TimestampMicrosecondArray>()
+        });
         let (rows, counts, mut row) = (&mut self.rows[sink], &mut self.counts, 0);
         encoder.encode(batch, |refined| {
             let window_end = ends.and_then(|ends| ends.is_valid(row).then(|| ends.value(row)));
@@ -395,7 +399,8 @@ impl SinkWriter for Collector<'_> {
         }
         for ((sink, value), count) in self.counts {
             let row = all[sink].entry(value).or_insert(Replayed { value: b"0".to_vec(), window_end: None });
-            let before: u64 = std::str::from_utf8(&row.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+            let before: u64 =
+                std::str::from_utf8(&row.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
             row.value = (before + count).to_string().into_bytes();
         }
         Ok(())

@@ -138,7 +138,7 @@ impl Admin {
         };
         let what = format!("offset of {partition} at {timestamp_ms} ms");
         self.client.check(code, &what)?;
-        for entry in list.entries() {
+        if let Some(entry) = list.entries().into_iter().next() {
             self.client.check(entry.code, &what)?;
             return Ok((entry.offset >= 0).then_some(entry.offset));
         }
