@@ -17,6 +17,9 @@
 //! Invariant: the fence is captured when an assignment is served and carried by the epoch; `commit` never
 //! reads the group's state itself (rule R1).
 
+pub mod kafka;
+pub mod memory;
+
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,0 +1,622 @@
+//! What a cluster is asked outside of any reader or member: topics, bounds, committed offsets.
+//!
+//! Invariant: every question ends within [`REQUEST_TIMEOUT`] (or what its caller names); an unreachable
+//! cluster is an error that names the brokers.
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
+
+use rdkafka::bindings as sys;
+use sys::rd_kafka_admin_op_t as Operation;
+use sys::rd_kafka_resp_err_t as Code;
+
+use super::client::{Client, Entry, ErrorText, PartitionList, c_string, entries_of, millis, text_of};
+use crate::log::{Bounds, LogError, Position, Result, TopicInfo, TopicSpec};
+use crate::record::TopicPartition;
+
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Offsets of a transaction that is being decided are not readable; a crashed producer's is decided when its
+/// transaction timeout has passed.
+const STABLE_OFFSETS_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The questions, asked by one consumer that belongs to no group.
+pub(super) struct Admin {
+    pub client: std::sync::Arc<Client>,
+}
+
+impl Admin {
+    pub fn topics(&self) -> Result<Vec<TopicInfo>> {
+        let found = self.metadata(None, REQUEST_TIMEOUT)?;
+        Ok(found
+            .into_iter()
+            .filter(|topic| topic.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR)
+            .map(|topic| TopicInfo { name: topic.name, partitions: topic.partitions })
+            .collect())
+    }
+
+    pub fn partitions(&self, topic: &str) -> Result<Option<i32>> {
+        self.partitions_within(topic, REQUEST_TIMEOUT)
+    }
+
+    fn partitions_within(&self, topic: &str, timeout: Duration) -> Result<Option<i32>> {
+        let found = self.metadata(Some(topic), timeout)?;
+        match found.into_iter().find(|found| found.name == topic) {
+            Some(found) => match found.code {
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(Some(found.partitions)),
+                Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => Ok(None),
+                // The partitions are known while their leaders are being elected.
+                Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE => Ok(Some(found.partitions)),
+                code => Err(self.client.error(code, &format!("topic '{topic}'"), "")),
+            },
+            None => Ok(None),
+        }
+    }
+
+    /// The cluster answers, or an error.
+    pub fn reach(&self, timeout: Duration) -> Result<()> {
+        self.metadata(Some("headwater-connect-check"), timeout).map(drop)
+    }
+
+    fn metadata(&self, topic: Option<&str>, timeout: Duration) -> Result<Vec<TopicMetadata>> {
+        let handle = topic.map(|topic| TopicHandle::new(&self.client, topic)).transpose()?;
+        let raw_topic = handle.as_ref().map_or(std::ptr::null_mut(), TopicHandle::raw);
+        let mut metadata: *const sys::rd_kafka_metadata = std::ptr::null();
+        // SAFETY: the client and the topic are live; the metadata is copied out, then destroyed once.
+        unsafe {
+            let code = sys::rd_kafka_metadata(
+                self.client.raw(),
+                c_int::from(topic.is_none()),
+                raw_topic,
+                &mut metadata,
+                millis(timeout),
+            );
+            self.client.check(code, "cluster metadata")?;
+            let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
+            let found = (0..count)
+                .map(|i| {
+                    let topic = &*(*metadata).topics.add(i);
+                    TopicMetadata {
+                        name: text_of(topic.topic),
+                        partitions: topic.partition_cnt,
+                        code: topic.err,
+                        led: (0..usize::try_from(topic.partition_cnt).unwrap_or(0))
+                            .all(|p| (*topic.partitions.add(p)).leader >= 0),
+                    }
+                })
+                .collect();
+            sys::rd_kafka_metadata_destroy(metadata);
+            Ok(found)
+        }
+    }
+
+    /// `NoTopic`, or out of range, when there is no such partition.
+    fn require(&self, partition: &TopicPartition) -> Result<()> {
+        match self.partitions(&partition.topic)? {
+            None => Err(self.no_topic(&partition.topic)),
+            Some(count) if !(0..count).contains(&partition.partition) => Err(LogError::Other {
+                what: partition.to_string(),
+                detail: format!("the topic has {count} partitions, numbered from 0"),
+            }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    pub fn no_topic(&self, topic: &str) -> LogError {
+        LogError::NoTopic { topic: topic.to_owned(), brokers: self.client.brokers.clone() }
+    }
+
+    pub fn bounds(&self, partition: &TopicPartition) -> Result<Bounds> {
+        self.require(partition)?;
+        let topic = c_string(&partition.topic)?;
+        let (mut start, mut end) = (0, 0);
+        // The client is read-committed, so the high end is the last stable offset.
+        // SAFETY: the client is live; both results are written before they are read.
+        let code = unsafe {
+            sys::rd_kafka_query_watermark_offsets(
+                self.client.raw(),
+                topic.as_ptr(),
+                partition.partition,
+                &mut start,
+                &mut end,
+                millis(REQUEST_TIMEOUT),
+            )
+        };
+        self.client.check(code, &format!("offsets of {partition}"))?;
+        Ok(Bounds { start, end })
+    }
+
+    pub fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
+        self.require(partition)?;
+        // Negative timestamps are Kafka's special offsets.
+        let list = PartitionList::with_offsets(&[(partition.clone(), timestamp_ms.max(0))])?;
+        // SAFETY: the client and the list are live.
+        let code = unsafe {
+            sys::rd_kafka_offsets_for_times(self.client.raw(), list.raw(), millis(REQUEST_TIMEOUT))
+        };
+        let what = format!("offset of {partition} at {timestamp_ms} ms");
+        self.client.check(code, &what)?;
+        for entry in list.entries() {
+            self.client.check(entry.code, &what)?;
+            return Ok((entry.offset >= 0).then_some(entry.offset));
+        }
+        Ok(None)
+    }
+
+    pub fn create_topics(&self, topics: &[TopicSpec]) -> Result<()> {
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let mut specs = Specs(Vec::new());
+        for topic in topics {
+            specs.add(topic)?;
+        }
+        self.request(Operation::RD_KAFKA_ADMIN_OP_CREATETOPICS, "create topics", REQUEST_TIMEOUT, |ask| {
+            // SAFETY: the specifications are live for the call, which copies them.
+            unsafe {
+                sys::rd_kafka_CreateTopics(
+                    ask.client,
+                    specs.0.as_mut_ptr(),
+                    specs.0.len(),
+                    ask.options,
+                    ask.queue,
+                );
+            }
+        })?
+        .topic_results(&self.client, "create topic", Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS, |event| {
+            // SAFETY: the event is live and of this kind.
+            unsafe {
+                let mut count = 0;
+                let result = sys::rd_kafka_event_CreateTopics_result(event);
+                (sys::rd_kafka_CreateTopics_result_topics(result, &mut count), count)
+            }
+        })?;
+        // The controller knows them; wait until the brokers that clients ask do.
+        for topic in topics {
+            self.await_topic(&topic.name, |found| {
+                found.is_some_and(|f| f.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR && f.led)
+            })?;
+        }
+        Ok(())
+    }
+
+    pub fn delete_topics(&self, topics: &[String]) -> Result<()> {
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let mut raw = Vec::new();
+        for topic in topics {
+            let name = c_string(topic)?;
+            // SAFETY: the name is copied.
+            raw.push(unsafe { sys::rd_kafka_DeleteTopic_new(name.as_ptr()) });
+        }
+        let answer =
+            self.request(Operation::RD_KAFKA_ADMIN_OP_DELETETOPICS, "delete topics", REQUEST_TIMEOUT, |ask| {
+                // SAFETY: the requests are live for the call, which copies them.
+                unsafe {
+                    sys::rd_kafka_DeleteTopics(ask.client, raw.as_mut_ptr(), raw.len(), ask.options, ask.queue);
+                }
+            });
+        // SAFETY: each was made above and is destroyed once.
+        unsafe { sys::rd_kafka_DeleteTopic_destroy_array(raw.as_mut_ptr(), raw.len()) };
+        answer?.topic_results(
+            &self.client,
+            "delete topic",
+            Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+            |event| {
+                // SAFETY: the event is live and of this kind.
+                unsafe {
+                    let mut count = 0;
+                    let result = sys::rd_kafka_event_DeleteTopics_result(event);
+                    (sys::rd_kafka_DeleteTopics_result_topics(result, &mut count), count)
+                }
+            },
+        )?;
+        for topic in topics {
+            self.await_topic(topic, |found| {
+                found.is_none_or(|f| f.code == Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn await_topic(&self, topic: &str, done: impl Fn(Option<&TopicMetadata>) -> bool) -> Result<()> {
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        loop {
+            let found = self.metadata(Some(topic), REQUEST_TIMEOUT)?;
+            if done(found.iter().find(|found| found.name == topic)) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(LogError::Other {
+                    what: format!("topic '{topic}'"),
+                    detail: "the cluster took the change but its metadata does not show it yet; try again".into(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn topic_config(&self, topic: &str) -> Result<BTreeMap<String, String>> {
+        if self.partitions(topic)?.is_none() {
+            return Err(self.no_topic(topic));
+        }
+        let name = c_string(topic)?;
+        let kind = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
+        // SAFETY: the name is copied.
+        let mut resource = unsafe { sys::rd_kafka_ConfigResource_new(kind, name.as_ptr()) };
+        let what = format!("configuration of '{topic}'");
+        let answer = self.request(
+            Operation::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS,
+            &what,
+            REQUEST_TIMEOUT,
+            // SAFETY: the resource is live for the call, which copies it.
+            |ask| unsafe {
+                sys::rd_kafka_DescribeConfigs(ask.client, &mut resource, 1, ask.options, ask.queue);
+            },
+        );
+        // SAFETY: made above, destroyed once.
+        unsafe { sys::rd_kafka_ConfigResource_destroy(resource) };
+        let answer = answer?;
+        // SAFETY: the event is live and of this kind; everything is copied out.
+        unsafe {
+            let mut count = 0;
+            let result = sys::rd_kafka_event_DescribeConfigs_result(answer.0);
+            let resources = sys::rd_kafka_DescribeConfigs_result_resources(result, &mut count);
+            let mut config = BTreeMap::new();
+            for i in 0..count {
+                let resource = *resources.add(i);
+                let detail = text_of(sys::rd_kafka_ConfigResource_error_string(resource));
+                let code = sys::rd_kafka_ConfigResource_error(resource);
+                if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    return Err(self.client.error(code, &what, &detail));
+                }
+                let mut entries = 0;
+                let list = sys::rd_kafka_ConfigResource_configs(resource, &mut entries);
+                for j in 0..entries {
+                    let entry = *list.add(j);
+                    config.insert(
+                        text_of(sys::rd_kafka_ConfigEntry_name(entry)),
+                        text_of(sys::rd_kafka_ConfigEntry_value(entry)),
+                    );
+                }
+            }
+            Ok(config)
+        }
+    }
+
+    pub fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let list = PartitionList::with_offsets(offsets)?;
+        // SAFETY: the list is copied.
+        let mut raw = unsafe { sys::rd_kafka_DeleteRecords_new(list.raw()) };
+        let answer = self.request(
+            Operation::RD_KAFKA_ADMIN_OP_DELETERECORDS,
+            "delete records",
+            REQUEST_TIMEOUT,
+            // SAFETY: the request is live for the call, which copies it.
+            |ask| unsafe {
+                sys::rd_kafka_DeleteRecords(ask.client, &mut raw, 1, ask.options, ask.queue);
+            },
+        );
+        // SAFETY: made above, destroyed once.
+        unsafe { sys::rd_kafka_DeleteRecords_destroy(raw) };
+        let answer = answer?;
+        // SAFETY: the event is live and of this kind.
+        let entries = unsafe {
+            entries_of(sys::rd_kafka_DeleteRecords_result_offsets(sys::rd_kafka_event_DeleteRecords_result(
+                answer.0,
+            )))
+        };
+        for entry in entries {
+            self.client.check(entry.code, &format!("delete records of {}", entry.partition))?;
+        }
+        Ok(())
+    }
+
+    pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
+        let deadline = Instant::now() + STABLE_OFFSETS_TIMEOUT;
+        loop {
+            match self.committed_once(group, partitions) {
+                Err((Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT, _)) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                other => return other.map_err(|(_, error)| error),
+            }
+        }
+    }
+
+    fn committed_once(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Position>>, (Code, LogError)> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let plain = |error| (Code::RD_KAFKA_RESP_ERR__FAIL, error);
+        let what = format!("committed offsets of group '{group}'");
+        let name = c_string(group).map_err(plain)?;
+        let list = PartitionList::of(partitions).map_err(plain)?;
+        // SAFETY: name and list are copied.
+        let mut raw = unsafe { sys::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), list.raw()) };
+        let answer = self.request_with_code(
+            Operation::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS,
+            &what,
+            REQUEST_TIMEOUT,
+            // SAFETY: the request is live for the call, which copies it.
+            |ask| unsafe {
+                let refused = sys::rd_kafka_AdminOptions_set_require_stable_offsets(ask.options, 1);
+                debug_assert!(refused.is_null(), "the option belongs to this request");
+                sys::rd_kafka_ListConsumerGroupOffsets(ask.client, &mut raw, 1, ask.options, ask.queue);
+            },
+        );
+        // SAFETY: made above, destroyed once.
+        unsafe { sys::rd_kafka_ListConsumerGroupOffsets_destroy(raw) };
+        let answer = answer?;
+        // SAFETY: the event is live and of this kind.
+        let entries = unsafe {
+            let mut count = 0;
+            let result = sys::rd_kafka_event_ListConsumerGroupOffsets_result(answer.0);
+            let groups = sys::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &mut count);
+            self.group_entries(groups, count, &what)?
+        };
+        let mut by_partition: BTreeMap<TopicPartition, Position> = BTreeMap::new();
+        for entry in entries {
+            if entry.offset >= 0 {
+                by_partition.insert(entry.partition, Position { offset: entry.offset, metadata: entry.metadata });
+            }
+        }
+        Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect())
+    }
+
+    pub fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let what = format!("commit offsets of group '{group}'");
+        let name = c_string(group)?;
+        let mut list = PartitionList::new();
+        for (partition, position) in offsets {
+            list.add(partition, Some(position.offset), Some(&position.metadata))?;
+        }
+        // SAFETY: name and list are copied.
+        let mut raw = unsafe { sys::rd_kafka_AlterConsumerGroupOffsets_new(name.as_ptr(), list.raw()) };
+        let answer = self.request(
+            Operation::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS,
+            &what,
+            REQUEST_TIMEOUT,
+            // SAFETY: the request is live for the call, which copies it.
+            |ask| unsafe {
+                sys::rd_kafka_AlterConsumerGroupOffsets(ask.client, &mut raw, 1, ask.options, ask.queue);
+            },
+        );
+        // SAFETY: made above, destroyed once.
+        unsafe { sys::rd_kafka_AlterConsumerGroupOffsets_destroy(raw) };
+        let answer = answer?;
+        // SAFETY: the event is live and of this kind.
+        unsafe {
+            let mut count = 0;
+            let result = sys::rd_kafka_event_AlterConsumerGroupOffsets_result(answer.0);
+            let groups = sys::rd_kafka_AlterConsumerGroupOffsets_result_groups(result, &mut count);
+            self.group_entries(groups, count, &what).map_err(|(_, error)| error)?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// `groups` holds `count` live results.
+    unsafe fn group_entries(
+        &self,
+        groups: *mut *const sys::rd_kafka_group_result_t,
+        count: usize,
+        what: &str,
+    ) -> Result<Vec<Entry>, (Code, LogError)> {
+        let mut all = Vec::new();
+        for i in 0..count {
+            // SAFETY: the caller's promise; everything is copied out.
+            let entries = unsafe {
+                let group = *groups.add(i);
+                let error = sys::rd_kafka_group_result_error(group);
+                if !error.is_null() {
+                    let code = sys::rd_kafka_error_code(error);
+                    let text = text_of(sys::rd_kafka_error_string(error));
+                    return Err((code, self.client.error(code, what, &text)));
+                }
+                entries_of(sys::rd_kafka_group_result_partitions(group))
+            };
+            for entry in entries {
+                if entry.code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    let what = format!("{what}, {}", entry.partition);
+                    return Err((entry.code, self.client.error(entry.code, &what, "")));
+                }
+                all.push(entry);
+            }
+        }
+        Ok(all)
+    }
+
+    fn request(
+        &self,
+        operation: Operation,
+        what: &str,
+        timeout: Duration,
+        call: impl FnOnce(&Ask),
+    ) -> Result<Answer> {
+        self.request_with_code(operation, what, timeout, call).map_err(|(_, error)| error)
+    }
+
+    fn request_with_code(
+        &self,
+        operation: Operation,
+        what: &str,
+        timeout: Duration,
+        call: impl FnOnce(&Ask),
+    ) -> Result<Answer, (Code, LogError)> {
+        let client = self.client.raw();
+        let mut text = ErrorText::new();
+        // SAFETY: the client is live; options and queue are destroyed once, after the answer is taken.
+        let event = unsafe {
+            let options = sys::rd_kafka_AdminOptions_new(client, operation);
+            let queue = sys::rd_kafka_queue_new(client);
+            sys::rd_kafka_AdminOptions_set_request_timeout(
+                options,
+                millis(timeout),
+                text.as_mut_ptr(),
+                text.len(),
+            );
+            call(&Ask { client, options, queue });
+            let event = sys::rd_kafka_queue_poll(queue, millis(timeout + Duration::from_secs(2)));
+            sys::rd_kafka_queue_destroy(queue);
+            sys::rd_kafka_AdminOptions_destroy(options);
+            event
+        };
+        if event.is_null() {
+            let code = Code::RD_KAFKA_RESP_ERR__TIMED_OUT;
+            return Err((code, self.client.error(code, what, "")));
+        }
+        let answer = Answer(event);
+        // SAFETY: the event is live; the text is copied.
+        let (code, text) =
+            unsafe { (sys::rd_kafka_event_error(event), text_of(sys::rd_kafka_event_error_string(event))) };
+        if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            Ok(answer)
+        } else {
+            Err((code, self.client.error(code, what, &text)))
+        }
+    }
+}
+
+struct TopicMetadata {
+    name: String,
+    partitions: i32,
+    code: Code,
+    /// Whether each partition has a leader.
+    led: bool,
+}
+
+/// What a request is sent with.
+struct Ask {
+    client: *mut sys::rd_kafka_t,
+    options: *mut sys::rd_kafka_AdminOptions_t,
+    queue: *mut sys::rd_kafka_queue_t,
+}
+
+/// A result event, owned.
+struct Answer(*mut sys::rd_kafka_event_t);
+
+type TopicResults = (*mut *const sys::rd_kafka_topic_result_t, usize);
+
+impl Answer {
+    /// The first failure of a topic, other than the `accepted` code.
+    fn topic_results(
+        &self,
+        client: &Client,
+        what: &str,
+        accepted: Code,
+        results: impl FnOnce(*mut sys::rd_kafka_event_t) -> TopicResults,
+    ) -> Result<()> {
+        let (results, count) = results(self.0);
+        for i in 0..count {
+            // SAFETY: `count` live results of this event.
+            let (code, name, text) = unsafe {
+                let result = *results.add(i);
+                (
+                    sys::rd_kafka_topic_result_error(result),
+                    text_of(sys::rd_kafka_topic_result_name(result)),
+                    text_of(sys::rd_kafka_topic_result_error_string(result)),
+                )
+            };
+            if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR && code != accepted {
+                return Err(client.error(code, &format!("{what} '{name}'"), &text));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // SAFETY: owned, destroyed once.
+        unsafe { sys::rd_kafka_event_destroy(self.0) };
+    }
+}
+
+/// Topics to create, owned.
+struct Specs(Vec<*mut sys::rd_kafka_NewTopic_t>);
+
+impl Specs {
+    fn add(&mut self, topic: &TopicSpec) -> Result<()> {
+        let name = c_string(&topic.name)?;
+        let mut text = ErrorText::new();
+        // The cluster's default replication.
+        let replication = -1;
+        // SAFETY: the name is copied.
+        let raw = unsafe {
+            sys::rd_kafka_NewTopic_new(
+                name.as_ptr(),
+                topic.partitions,
+                replication,
+                text.as_mut_ptr(),
+                text.len(),
+            )
+        };
+        if raw.is_null() {
+            return Err(LogError::Other {
+                what: format!("create topic '{}' with {} partitions", topic.name, topic.partitions),
+                detail: text.text(),
+            });
+        }
+        self.0.push(raw);
+        for (name, value) in &topic.config {
+            let (name, value) = (c_string(name)?, c_string(value)?);
+            // SAFETY: the topic is live; both are copied.
+            unsafe { sys::rd_kafka_NewTopic_set_config(raw, name.as_ptr(), value.as_ptr()) };
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Specs {
+    fn drop(&mut self) {
+        // SAFETY: each is owned and destroyed once.
+        unsafe { sys::rd_kafka_NewTopic_destroy_array(self.0.as_mut_ptr(), self.0.len()) };
+    }
+}
+
+/// A topic object of a client, owned.
+pub(super) struct TopicHandle {
+    raw: *mut sys::rd_kafka_topic_t,
+    _client: std::sync::Arc<Client>,
+}
+
+// SAFETY: librdkafka's topic objects may be used from any thread.
+unsafe impl Send for TopicHandle {}
+
+impl TopicHandle {
+    pub fn new(client: &std::sync::Arc<Client>, topic: &str) -> Result<Self> {
+        let name = c_string(topic)?;
+        // SAFETY: the client is live; the name is copied.
+        let raw = unsafe { sys::rd_kafka_topic_new(client.raw(), name.as_ptr(), std::ptr::null_mut()) };
+        if raw.is_null() {
+            return Err(LogError::Other {
+                what: format!("topic '{topic}'"),
+                detail: "not a name that Kafka takes".into(),
+            });
+        }
+        Ok(Self { raw, _client: client.clone() })
+    }
+
+    pub fn raw(&self) -> *mut sys::rd_kafka_topic_t {
+        self.raw
+    }
+}
+
+impl Drop for TopicHandle {
+    fn drop(&mut self) {
+        // SAFETY: owned, destroyed once, before the client it keeps alive.
+        unsafe { sys::rd_kafka_topic_destroy(self.raw) };
+    }
+}

@@ -1,0 +1,197 @@
+//! A worker's member: a consumer in a group and a transactional producer under one name.
+//!
+//! Invariant: only the worker's own thread polls, so rebalances are served there and nowhere else.
+//! Invariant: offsets go into a transaction with the fence they came with (rule R1), and a transaction
+//! without offsets is refused (rule R4).
+
+use std::time::{Duration, Instant};
+
+use rdkafka::bindings as sys;
+
+use super::client::{Client, Failure, PartitionList, is_fenced, millis};
+use super::leave::leave_group;
+use super::producer::Sender;
+use super::reader::Consumer;
+use super::rebalance::GroupMetadata;
+use crate::log::{CommitError, Event, Fence, LogError, Member, MemberOptions, Outgoing, Position, Result};
+use crate::record::TopicPartition;
+
+/// The first `init_transactions` of a cluster creates a topic, and one after a crash waits for the abort.
+const INIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) struct KafkaMember {
+    consumer: Consumer,
+    sender: Sender,
+    options: MemberOptions,
+    secure: bool,
+    /// Between `begin` and the end of the transaction.
+    open: bool,
+}
+
+impl KafkaMember {
+    /// Fences the predecessor of the same instance, then joins the group.
+    pub fn join(consumer: Client, producer: Client, options: MemberOptions, secure: bool) -> Result<Self> {
+        let sender = Sender::new(producer)?;
+        let client = sender.client.clone();
+        let what = format!("start transactions as '{}'", options.instance);
+        retry(INIT_TIMEOUT, |rest| {
+            // SAFETY: a live transactional producer.
+            unsafe { sys::rd_kafka_init_transactions(client.raw(), millis(rest)) }
+        })
+        .map_err(|failure| client.error(failure.code, &what, &failure.text))?;
+        let consumer = Consumer::new(consumer)?;
+        let topics: Vec<TopicPartition> =
+            options.topics.iter().map(|topic| TopicPartition::new(topic.as_str(), -1)).collect();
+        let list = PartitionList::of(&topics)?;
+        // SAFETY: a live consumer and a live list, which is copied.
+        let code = unsafe { sys::rd_kafka_subscribe(consumer.client.raw(), list.raw()) };
+        consumer.client.check(code, &format!("join group '{}'", options.group))?;
+        Ok(Self { consumer, sender, options, secure, open: false })
+    }
+
+    fn raw_producer(&self) -> *mut sys::rd_kafka_t {
+        self.sender.client.raw()
+    }
+
+    /// What a failure of the commit means; `sent`: the decision may have reached the coordinator.
+    fn commit_error(&self, failure: &Failure, sent: bool) -> CommitError {
+        let undelivered = self.sender.failure().map(|u| format!(": {}", u.error(&self.sender.client)));
+        let text = format!("{}{}", failure.text, undelivered.unwrap_or_default());
+        if is_fenced(failure.code) {
+            CommitError::Fenced(text)
+        } else if failure.requires_abort || (!sent && !failure.fatal) {
+            CommitError::Aborted(text)
+        } else {
+            CommitError::Unknown(text)
+        }
+    }
+}
+
+/// Repeats a call that may be repeated until it succeeds or the time is over. The call is told the rest.
+fn retry(
+    timeout: Duration,
+    mut call: impl FnMut(Duration) -> *mut sys::rd_kafka_error_t,
+) -> std::result::Result<(), Failure> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        match Failure::take(call(rest.max(Duration::from_millis(1)))) {
+            None => return Ok(()),
+            Some(failure) if failure.retriable && !failure.requires_abort && Instant::now() < deadline => {
+                // An answer that comes at once is not asked for again at once.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Some(failure) => return Err(failure),
+        }
+    }
+}
+
+impl Member for KafkaMember {
+    fn poll(&mut self, timeout: Duration) -> Result<Vec<Event>> {
+        let mut events = self.consumer.poll(timeout)?;
+        // Records first: they were read while the partitions were still owned.
+        events.extend(self.consumer.client.context.rebalances.take());
+        Ok(events)
+    }
+
+    fn start(&mut self, partition: &TopicPartition, offset: i64) -> Result<()> {
+        self.consumer.start(partition, offset)
+    }
+    fn release(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.consumer.release(partitions)
+    }
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.consumer.pause(partitions)
+    }
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.consumer.resume(partitions)
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.sender.take_failure();
+        // SAFETY: a live producer.
+        let error = unsafe { sys::rd_kafka_begin_transaction(self.raw_producer()) };
+        self.sender.client.check_object(error, "begin a transaction")?;
+        self.open = true;
+        Ok(())
+    }
+
+    fn produce(&mut self, to: &TopicPartition, records: &[Outgoing<'_>]) -> Result<()> {
+        self.sender.produce(to, records)
+    }
+
+    fn commit(&mut self, fence: &Fence, offsets: &[(TopicPartition, Position)]) -> Result<(), CommitError> {
+        if offsets.is_empty() {
+            return Err(CommitError::Aborted("it has no offsets, so nothing would fence it".into()));
+        }
+        let Some(metadata) = fence.0.downcast_ref::<GroupMetadata>() else {
+            return Err(CommitError::Aborted("its fence is of another log".into()));
+        };
+        if let Some(undelivered) = self.sender.failure() {
+            return Err(CommitError::Aborted(undelivered.error(&self.sender.client).to_string()));
+        }
+        let mut list = PartitionList::new();
+        for (partition, position) in offsets {
+            list.add(partition, Some(position.offset), Some(&position.metadata))
+                .map_err(|error| CommitError::Aborted(error.to_string()))?;
+        }
+        let producer = self.raw_producer();
+        let timeout = self.options.transaction_timeout;
+        retry(timeout, |rest| {
+            // SAFETY: producer, list and metadata are live for the call.
+            unsafe {
+                sys::rd_kafka_send_offsets_to_transaction(producer, list.raw(), metadata.raw(), millis(rest))
+            }
+        })
+        .map_err(|failure| self.commit_error(&failure, false))?;
+        retry(timeout, |rest| {
+            // SAFETY: a live producer.
+            unsafe { sys::rd_kafka_commit_transaction(producer, millis(rest)) }
+        })
+        .map_err(|failure| self.commit_error(&failure, true))?;
+        self.open = false;
+        Ok(())
+    }
+
+    fn abort(&mut self) -> Result<()> {
+        self.sender.take_failure();
+        if !self.open {
+            return Ok(());
+        }
+        let producer = self.raw_producer();
+        retry(self.options.transaction_timeout, |rest| {
+            // SAFETY: a live producer.
+            unsafe { sys::rd_kafka_abort_transaction(producer, millis(rest)) }
+        })
+        .map_err(|failure| match &failure {
+            failure if failure.fatal && !is_fenced(failure.code) => LogError::Other {
+                what: format!("abort the transaction of '{}'", self.options.instance),
+                detail: format!("{}; join anew", failure.text),
+            },
+            failure => self.sender.client.error(failure.code, "abort a transaction", &failure.text),
+        })?;
+        // What the abort threw away has been reported by now, or is no failure.
+        self.sender.take_failure();
+        self.open = false;
+        Ok(())
+    }
+
+    /// A static member is not removed by closing its consumer, so the coordinator is told in so many words.
+    fn leave(&mut self) -> Result<()> {
+        self.consumer.client.context.rebalances.leave();
+        let started = self.consumer.started();
+        self.consumer.release(&started)?;
+        // SAFETY: a live consumer; its callbacks run inside this call, on this thread.
+        let code = unsafe { sys::rd_kafka_consumer_close(self.consumer.client.raw()) };
+        if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__FATAL {
+            // Fenced: the membership is another's now.
+            return Ok(());
+        }
+        self.consumer.client.check(code, &format!("leave group '{}'", self.options.group))?;
+        if self.secure {
+            // Over TLS or SASL the session has to time out: the group waits that long, and loses nothing.
+            return Ok(());
+        }
+        leave_group(&self.consumer.client.brokers, &self.options.group, &self.options.instance)
+    }
+}

@@ -1,0 +1,215 @@
+//! The log in Kafka, by librdkafka. All that names rdkafka, and all `unsafe`, is in this folder.
+//!
+//! - `client`: a librdkafka handle, its configuration and errors
+//! - `admin`: topics, bounds, committed offsets
+//! - `reader`, `messages`: a consumer read in batches, its records where librdkafka put them
+//! - `producer`: sending, and the failures that come back
+//! - `member`, `rebalance`, `leave`: a worker's side of the commit protocol
+//!
+//! Invariant: properties of the user pass through to librdkafka, except the ones the protocol rests on.
+
+#![allow(unsafe_code)]
+
+mod admin;
+mod client;
+mod leave;
+mod member;
+mod messages;
+mod producer;
+mod reader;
+mod rebalance;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::bindings as sys;
+
+use self::admin::Admin;
+use self::client::{Client, Configuration, Kind};
+use self::member::KafkaMember;
+use self::producer::{KafkaProducer, Sender};
+use self::reader::{Consumer, KafkaReader};
+use crate::log::{
+    Bounds, Log, Member, MemberOptions, Position, Producer, Reader, Result, TopicInfo, TopicSpec,
+};
+use crate::record::TopicPartition;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to reach a cluster.
+#[derive(Clone, Debug, Default)]
+pub struct KafkaOptions {
+    /// `host:port`, several separated by commas.
+    pub brokers: String,
+    /// Any librdkafka property.
+    pub properties: BTreeMap<String, String>,
+    pub client_id: String,
+}
+
+/// A Kafka cluster.
+pub struct KafkaLog {
+    options: KafkaOptions,
+    admin: Admin,
+}
+
+impl KafkaLog {
+    /// Connects, or says within seconds why not.
+    pub fn connect(options: &KafkaOptions) -> Result<Self> {
+        let client = consumer_configuration(options, &[])?.build(Kind::Consumer, &options.brokers)?;
+        let admin = Admin { client: Arc::new(client) };
+        admin.reach(CONNECT_TIMEOUT)?;
+        Ok(Self { options: options.clone(), admin })
+    }
+
+    fn is_secure(&self) -> bool {
+        let protocol = self.options.properties.get("security.protocol");
+        protocol.is_some_and(|protocol| !protocol.eq_ignore_ascii_case("plaintext"))
+    }
+
+    fn member_consumer(&self, options: &MemberOptions) -> Result<Client> {
+        let session_ms = options.session_timeout.as_millis();
+        let configuration = consumer_configuration(
+            &self.options,
+            &[
+                ("group.id", options.group.clone()),
+                ("group.instance.id", options.instance.clone()),
+                ("group.protocol", "classic".into()),
+                ("partition.assignment.strategy", "cooperative-sticky".into()),
+                ("session.timeout.ms", session_ms.to_string()),
+                ("heartbeat.interval.ms", (session_ms / 4).clamp(100, 3_000).to_string()),
+                // A worker may fold for minutes before it polls again; that it lives, heartbeats say.
+                ("max.poll.interval.ms", session_ms.max(1_800_000).to_string()),
+            ],
+        )?;
+        // SAFETY: the configuration is live, and its opaque is the context that the callback expects.
+        unsafe { sys::rd_kafka_conf_set_rebalance_cb(configuration.raw(), Some(rebalance::on_rebalance)) };
+        configuration.build(Kind::Consumer, &self.options.brokers)
+    }
+}
+
+/// Defaults, then the user's properties, then what the protocol rests on.
+fn configuration(
+    options: &KafkaOptions,
+    defaults: &[(&str, &str)],
+    fixed: &[(&str, String)],
+) -> Result<Configuration> {
+    let mut configuration = Configuration::new().set("client.id", &options.client_id)?;
+    for (name, value) in defaults {
+        configuration = configuration.set(name, value)?;
+    }
+    configuration = configuration.set_all(&options.properties)?.set("bootstrap.servers", &options.brokers)?;
+    for (name, value) in fixed {
+        configuration = configuration.set(name, value)?;
+    }
+    Ok(configuration)
+}
+
+fn consumer_configuration(options: &KafkaOptions, fixed: &[(&str, String)]) -> Result<Configuration> {
+    let defaults = [
+        // librdkafka wants a group's name even of a consumer that joins none.
+        ("group.id", "headwater-reader"),
+        // A fetch that finds nothing is answered after this long at most, and asked again.
+        ("fetch.wait.max.ms", "100"),
+        // The default of a second stalls catching up whenever the local queue was full.
+        ("fetch.queue.backoff.ms", "5"),
+        ("receive.message.max.bytes", "1000000000"),
+        ("topic.metadata.propagation.max.ms", "5000"),
+    ];
+    let mut all = vec![
+        ("isolation.level", "read_committed".to_owned()),
+        ("enable.auto.commit", "false".into()),
+        ("enable.auto.offset.store", "false".into()),
+        ("auto.offset.reset", "error".into()),
+        ("enable.partition.eof", "true".into()),
+        ("allow.auto.create.topics", "false".into()),
+    ];
+    all.extend_from_slice(fixed);
+    configuration(options, &defaults, &all)
+}
+
+fn producer_client(options: &KafkaOptions, fixed: &[(&str, String)]) -> Result<Client> {
+    let defaults = [
+        ("linger.ms", "5"),
+        ("compression.type", "lz4"),
+        ("queue.buffering.max.messages", "500000"),
+        ("queue.buffering.max.kbytes", "262144"),
+        // How large a record may be is the topic's to say.
+        ("message.max.bytes", "1000000000"),
+        ("topic.metadata.propagation.max.ms", "5000"),
+    ];
+    let mut all = vec![
+        ("enable.idempotence", "true".to_owned()),
+        // Failures are all that is asked about.
+        ("delivery.report.only.error", "true".into()),
+    ];
+    all.extend_from_slice(fixed);
+    let configuration = configuration(options, &defaults, &all)?;
+    let events = sys::RD_KAFKA_EVENT_DR | sys::RD_KAFKA_EVENT_ERROR;
+    // SAFETY: the configuration is live. As events, reports are waited for and not polled for in a flush.
+    unsafe { sys::rd_kafka_conf_set_events(configuration.raw(), events) };
+    configuration.build(Kind::Producer, &options.brokers)
+}
+
+impl Log for KafkaLog {
+    fn name(&self) -> String {
+        format!("kafka at {}", self.options.brokers)
+    }
+    fn topics(&self) -> Result<Vec<TopicInfo>> {
+        self.admin.topics()
+    }
+    fn partitions(&self, topic: &str) -> Result<Option<i32>> {
+        self.admin.partitions(topic)
+    }
+    fn create_topics(&self, topics: &[TopicSpec]) -> Result<()> {
+        self.admin.create_topics(topics)
+    }
+    fn delete_topics(&self, topics: &[String]) -> Result<()> {
+        self.admin.delete_topics(topics)
+    }
+    fn topic_config(&self, topic: &str) -> Result<BTreeMap<String, String>> {
+        self.admin.topic_config(topic)
+    }
+    fn bounds(&self, partition: &TopicPartition) -> Result<Bounds> {
+        self.admin.bounds(partition)
+    }
+    fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
+        self.admin.offset_at(partition, timestamp_ms)
+    }
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
+        self.admin.committed(group, partitions)
+    }
+    fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {
+        self.admin.delete_before(offsets)
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>> {
+        let client = consumer_configuration(&self.options, &[])?.build(Kind::Consumer, &self.options.brokers)?;
+        Ok(Box::new(KafkaReader(Consumer::new(client)?)))
+    }
+
+    fn producer(&self) -> Result<Box<dyn Producer>> {
+        Ok(Box::new(KafkaProducer(Sender::new(producer_client(&self.options, &[])?)?)))
+    }
+
+    fn member(&self, options: &MemberOptions) -> Result<Box<dyn Member>> {
+        for topic in &options.topics {
+            if self.admin.partitions(topic)?.is_none() {
+                return Err(self.admin.no_topic(topic));
+            }
+        }
+        let producer = producer_client(
+            &self.options,
+            &[
+                ("transactional.id", options.instance.clone()),
+                ("transaction.timeout.ms", options.transaction_timeout.as_millis().to_string()),
+            ],
+        )?;
+        let consumer = self.member_consumer(options)?;
+        Ok(Box::new(KafkaMember::join(consumer, producer, options.clone(), self.is_secure())?))
+    }
+
+    fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {
+        self.admin.commit_offsets(group, offsets)
+    }
+}

@@ -1,0 +1,136 @@
+//! Rebalances as librdkafka calls them out, turned into events for the worker.
+//!
+//! librdkafka calls back from inside a consume call, that is, on the worker's own thread. An assignment is
+//! acknowledged at once with no partitions: librdkafka then takes each partition when `start` assigns it with
+//! its offset, so nothing is read before that. A revocation is acknowledged by `release`, and the group waits.
+//!
+//! Invariant: the fence is captured inside the callback, before it is acknowledged: the generation cannot
+//! move in between (rule R1).
+//! Invariant: in a cooperative rebalance the group is at its new generation by the time it asks for
+//! partitions, while this member still owns them. So a revocation carries a fence too, and is preceded by an
+//! empty assignment under it: the epoch is committed under the new generation. A loss carries none.
+
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rdkafka::bindings as sys;
+use sys::rd_kafka_resp_err_t as Code;
+
+use super::client::{Context, Failure, PartitionList, code_text, entries_of, lock, opaque};
+use crate::log::{Event, Fence};
+use crate::record::TopicPartition;
+
+/// A consumer's group metadata: the group, its generation, the member and its instance.
+pub(super) struct GroupMetadata(*mut sys::rd_kafka_consumer_group_metadata_t);
+
+// SAFETY: immutable memory, owned.
+unsafe impl Send for GroupMetadata {}
+// SAFETY: as above.
+unsafe impl Sync for GroupMetadata {}
+
+impl GroupMetadata {
+    /// # Safety
+    /// `client` is a live consumer.
+    unsafe fn of(client: *mut sys::rd_kafka_t) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { sys::rd_kafka_consumer_group_metadata(client) })
+    }
+
+    pub fn raw(&self) -> *const sys::rd_kafka_consumer_group_metadata_t {
+        self.0
+    }
+}
+
+impl Drop for GroupMetadata {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: owned, destroyed once.
+            unsafe { sys::rd_kafka_consumer_group_metadata_destroy(self.0) };
+        }
+    }
+}
+
+/// What was called back and not yet polled.
+#[derive(Default)]
+pub(super) struct Rebalances {
+    events: Mutex<VecDeque<Event>>,
+    /// The consumer's queue: its wait is cut short when there is an event.
+    queue: AtomicPtr<sys::rd_kafka_queue_t>,
+    leaving: AtomicBool,
+}
+
+impl Rebalances {
+    pub fn wake(&self, queue: *mut sys::rd_kafka_queue_t) {
+        self.queue.store(queue, Ordering::Release);
+    }
+
+    /// From now on revocations are acknowledged at once and not reported.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    pub fn take(&self) -> VecDeque<Event> {
+        std::mem::take(&mut *lock(&self.events))
+    }
+
+    fn push(&self, event: Event) {
+        lock(&self.events).push_back(event);
+        let queue = self.queue.load(Ordering::Acquire);
+        if !queue.is_null() {
+            // SAFETY: the consumer that set it is inside a consume call on it.
+            unsafe { sys::rd_kafka_queue_yield(queue) };
+        }
+    }
+}
+
+/// librdkafka's rebalance callback.
+///
+/// # Safety
+/// Called by librdkafka with a live consumer whose opaque is a [`Context`].
+pub(super) unsafe extern "C" fn on_rebalance(
+    client: *mut sys::rd_kafka_t,
+    code: Code,
+    partitions: *mut sys::rd_kafka_topic_partition_list_t,
+    context: *mut c_void,
+) {
+    // SAFETY: the caller's promise; the context outlives the client.
+    let (context, partitions): (Option<&Context>, Vec<TopicPartition>) = unsafe {
+        (opaque(context), entries_of(partitions).into_iter().map(|entry| entry.partition).collect())
+    };
+    let Some(rebalances) = context.map(|context| &context.rebalances) else { return };
+    let none = PartitionList::new();
+    // SAFETY: the consumer is live, and this is the call for which librdkafka waits.
+    unsafe {
+        // Captured before the acknowledgement: see the invariant.
+        let fence = Fence(Arc::new(GroupMetadata::of(client)));
+        match code {
+            Code::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                rebalances.push(Event::Assigned { partitions, fence });
+                report(sys::rd_kafka_incremental_assign(client, none.raw()), "assignment");
+            }
+            Code::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                if rebalances.leaving.load(Ordering::Acquire) || partitions.is_empty() {
+                    report(sys::rd_kafka_incremental_unassign(client, none.raw()), "revocation");
+                } else if sys::rd_kafka_assignment_lost(client) != 0 {
+                    rebalances.push(Event::Lost(partitions));
+                } else {
+                    rebalances.push(Event::Assigned { partitions: Vec::new(), fence });
+                    rebalances.push(Event::Revoked(partitions));
+                }
+            }
+            other => {
+                tracing::warn!(target: "librdkafka", "rebalance: {}", code_text(other));
+                report(sys::rd_kafka_incremental_unassign(client, none.raw()), "failed rebalance");
+                rebalances.push(Event::Lost(partitions));
+            }
+        }
+    }
+}
+
+fn report(error: *mut sys::rd_kafka_error_t, what: &str) {
+    if let Some(failure) = Failure::take(error) {
+        tracing::warn!(target: "librdkafka", "{what} not acknowledged: {}", failure.text);
+    }
+}
