@@ -1,1 +1,6 @@
+//! The integration tests, in one binary: each further one would link everything once more.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+mod log_conformance;
+mod support;

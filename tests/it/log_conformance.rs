@@ -1,0 +1,286 @@
+//! What every log must do, checked against each: one set of checks, generic over `dyn Log`.
+//!
+//! The checks share one cluster per implementation and run at once, so each uses topics and groups of its own.
+
+mod members;
+mod reading;
+mod transactions;
+mod writing;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use headwater::log::kafka::{KafkaLog, KafkaOptions};
+//use headwater::log::memory::MemoryLog;
+use headwater::log::{
+    Event, Fence, Log, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec,
+};
+use headwater::record::{OwnedRecord, TopicPartition};
+
+use crate::support::{real_kafka, unique, until};
+
+const POLL: Duration = Duration::from_millis(50);
+const FLUSH: Duration = Duration::from_secs(30);
+
+/// Defines each check as a test of each implementation.
+macro_rules! conformance {
+    ($($room:ident :: $check:ident),* $(,)?) => {
+        #[cfg(any())] mod memory {
+            $(#[test] fn $check() { super::$room::$check(&super::memory()); })*
+        }
+        mod kafka {
+            $(#[test] fn $check() {
+                if let Some(log) = super::kafka() { super::$room::$check(&log); }
+            })*
+        }
+    };
+}
+
+conformance! {
+    reading::every_record_once_in_order,
+    reading::assigned_in_the_middle_and_moved,
+    reading::an_offset_it_does_not_hold_is_an_error,
+    reading::offset_at_a_timestamp,
+    reading::paused_and_resumed,
+    reading::unknown_topics,
+    writing::topics_are_created_once_and_deleted,
+    writing::keys_values_and_headers_may_be_null,
+    writing::large_records,
+    writing::a_record_too_large_is_named,
+    writing::records_are_deleted_before_an_offset,
+    transactions::committed_aborted_and_open,
+    transactions::ends_are_past_the_markers,
+    transactions::offsets_and_metadata_with_the_records,
+    transactions::no_commit_without_offsets,
+    transactions::a_record_too_large_aborts_and_the_next_commits,
+    members::nothing_is_read_before_start,
+    members::started_again_elsewhere,
+    members::two_split_the_partitions_and_one_leaves,
+    members::a_commit_with_the_old_fence_is_fenced,
+    members::the_same_instance_takes_over,
+    members::offsets_committed_from_outside,
+}
+
+//M
+
+fn kafka() -> Option<KafkaLog> {
+    let brokers = real_kafka()?.to_owned();
+    let options = KafkaOptions { brokers, properties: BTreeMap::new(), client_id: "conformance".into() };
+    Some(KafkaLog::connect(&options).unwrap())
+}
+
+#[test]
+fn an_unreachable_broker_is_named() {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let brokers = format!("127.0.0.1:{port}");
+    let options =
+        KafkaOptions { brokers: brokers.clone(), properties: BTreeMap::new(), client_id: "nobody".into() };
+    let error = KafkaLog::connect(&options).err().expect("nobody listens").to_string();
+    assert!(error.contains(&brokers), "{error}");
+}
+
+#[test]
+fn an_unknown_property_is_named() {
+    let options = KafkaOptions {
+        brokers: "127.0.0.1:1".into(),
+        properties: [("no.such.thing".to_owned(), "1".to_owned())].into(),
+        client_id: "nobody".into(),
+    };
+    let error = KafkaLog::connect(&options).err().expect("not a property").to_string();
+    assert!(error.contains("no.such.thing"), "{error}");
+}
+
+/// A new topic; its partitions.
+fn topic(log: &dyn Log, name: &str, partitions: i32) -> Vec<TopicPartition> {
+    topic_with(log, name, partitions, &[])
+}
+
+fn topic_with(log: &dyn Log, name: &str, partitions: i32, config: &[(&str, &str)]) -> Vec<TopicPartition> {
+    let name = unique(name);
+    let mut all = BTreeMap::from([("retention.ms".to_owned(), "-1".to_owned())]);
+    all.extend(config.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    log.create_topics(&[TopicSpec { name: name.clone(), partitions, config: all }]).unwrap();
+    (0..partitions).map(|partition| TopicPartition::new(name.as_str(), partition)).collect()
+}
+
+fn value(text: &str) -> Outgoing<'_> {
+    Outgoing { value: Some(text.as_bytes()), ..Outgoing::default() }
+}
+
+/// Produces `0..count` as text, in small batches.
+fn produce_numbers(log: &dyn Log, to: &TopicPartition, count: i64) {
+    let texts: Vec<String> = (0..count).map(|i| i.to_string()).collect();
+    let records: Vec<Outgoing<'_>> = texts.iter().map(|text| value(text)).collect();
+    let mut producer = log.producer().unwrap();
+    for batch in records.chunks(100) {
+        producer.produce(to, batch).unwrap();
+    }
+    producer.flush(FLUSH).unwrap();
+}
+
+fn text(record: &OwnedRecord) -> String {
+    String::from_utf8(record.value.clone().unwrap()).unwrap()
+}
+
+/// What a reader has yielded, by partition, checked as it comes.
+#[derive(Default)]
+struct Seen {
+    records: BTreeMap<TopicPartition, Vec<OwnedRecord>>,
+    ends: BTreeMap<TopicPartition, i64>,
+}
+
+impl Seen {
+    fn add(&mut self, events: Vec<Event>) {
+        for event in events {
+            match event {
+                Event::Run(run) => {
+                    assert!(!run.records.is_empty(), "an empty run");
+                    let known = self.records.entry(run.partition).or_default();
+                    for i in 0..run.records.len() {
+                        let record = run.records.to_owned(i);
+                        if let Some(last) = known.last() {
+                            assert!(last.offset < record.offset, "{} after {}", record.offset, last.offset);
+                        }
+                        known.push(record);
+                    }
+                    assert!(run.next > known.last().unwrap().offset);
+                }
+                Event::End { partition, position } => {
+                    self.ends.insert(partition, position);
+                }
+                _ => panic!("a reader has no group"),
+            }
+        }
+    }
+
+    fn texts(&self, partition: &TopicPartition) -> Vec<String> {
+        self.records.get(partition).map(|records| records.iter().map(text).collect()).unwrap_or_default()
+    }
+}
+
+/// Reads on until the end of the partition is reported at `position` or later.
+fn read_to(reader: &mut dyn Reader, seen: &mut Seen, partition: &TopicPartition, position: i64) {
+    until(&format!("the end of {partition} at {position}"), || {
+        seen.add(reader.poll(POLL).unwrap());
+        seen.ends.get(partition).is_some_and(|end| *end >= position).then_some(())
+    });
+}
+
+/// All committed texts of a partition.
+fn read_all(log: &dyn Log, partition: &TopicPartition) -> Vec<String> {
+    let mut reader = log.reader().unwrap();
+    let bounds = log.bounds(partition).unwrap();
+    reader.assign(&[(partition.clone(), bounds.start)]).unwrap();
+    let mut seen = Seen::default();
+    read_to(reader.as_mut(), &mut seen, partition, bounds.end);
+    seen.texts(partition)
+}
+
+fn at(offset: i64, metadata: &str) -> Position {
+    Position { offset, metadata: metadata.into() }
+}
+
+fn options(group: &str, instance: &str, topic: &TopicPartition) -> MemberOptions {
+    MemberOptions {
+        group: group.into(),
+        instance: instance.into(),
+        topics: vec![topic.topic.to_string()],
+        session_timeout: Duration::from_secs(45),
+        transaction_timeout: Duration::from_secs(30),
+    }
+}
+
+/// A member and what it has been told. It starts what it is assigned where the group stands, or at 0.
+struct Worker<'a> {
+    log: &'a dyn Log,
+    group: String,
+    member: Box<dyn Member>,
+    fence: Option<Fence>,
+    owned: BTreeMap<TopicPartition, i64>,
+    texts: Vec<(TopicPartition, String)>,
+    lost: usize,
+}
+
+impl<'a> Worker<'a> {
+    fn join(log: &'a dyn Log, options: &MemberOptions) -> Self {
+        let member = log.member(options).unwrap();
+        Self {
+            log,
+            group: options.group.clone(),
+            member,
+            fence: None,
+            owned: BTreeMap::new(),
+            texts: Vec::new(),
+            lost: 0,
+        }
+    }
+
+    fn step(&mut self) {
+        for event in self.member.poll(POLL).unwrap() {
+            match event {
+                Event::Run(run) => {
+                    let position = self.owned.get_mut(&run.partition).expect("a run of an owned partition");
+                    for i in 0..run.records.len() {
+                        let record = run.records.to_owned(i);
+                        assert!(record.offset >= *position, "{} again at {}", run.partition, record.offset);
+                        self.texts.push((run.partition.clone(), text(&record)));
+                    }
+                    *position = run.next;
+                }
+                Event::End { partition, position } => {
+                    self.owned.insert(partition, position);
+                }
+                Event::Assigned { partitions, fence } => {
+                    self.fence = Some(fence);
+                    let positions = self.log.committed(&self.group, &partitions).unwrap();
+                    for (partition, position) in partitions.into_iter().zip(positions) {
+                        let offset = position.map_or(0, |position| position.offset);
+                        self.member.start(&partition, offset).unwrap();
+                        self.owned.insert(partition, offset);
+                    }
+                }
+                Event::Revoked(partitions) => {
+                    // The last epoch is committed before the partitions go, under the latest fence.
+                    self.commit(&[]).unwrap();
+                    self.give_up(&partitions);
+                }
+                Event::Lost(partitions) => {
+                    self.lost += 1;
+                    self.give_up(&partitions);
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.owned.remove(partition);
+        }
+        self.member.release(partitions).unwrap();
+    }
+
+    fn await_partitions(&mut self, count: usize) {
+        until(&format!("{count} partitions"), || {
+            self.step();
+            (self.owned.len() == count).then_some(())
+        });
+    }
+
+    /// One transaction: the records, and the position of every owned partition.
+    fn commit(
+        &mut self,
+        records: &[(&TopicPartition, &str)],
+    ) -> Result<(), headwater::log::CommitError> {
+        self.member.begin().unwrap();
+        for (to, text) in records {
+            self.member.produce(to, &[value(text)]).unwrap();
+        }
+        let fence = self.fence.clone().expect("an assignment");
+        self.member.commit(&fence, &self.offsets())
+    }
+
+    fn offsets(&self) -> Vec<(TopicPartition, Position)> {
+        self.owned.iter().map(|(partition, offset)| (partition.clone(), at(*offset, "step"))).collect()
+    }
+}
