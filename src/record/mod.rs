@@ -9,7 +9,7 @@ mod types;
 
 pub use batch::{Batch, SourceRows};
 pub use raw::{Header, Origin, OwnedRecord, RecordRef, Records, Run, TopicPartition, VecRecords};
-pub use types::Column;
+pub use types::{Column, JSON_METADATA, TYPE_METADATA, Type, TypeError, is_json};
 
 /// The event time of a record or a watermark, in microseconds since 1970-01-01 UTC.
 pub type Micros = i64;

@@ -1,0 +1,485 @@
+//! Rows as refined values: one compact JSON object a row, the same bytes for the same row always.
+//!
+//! Nulls are explicit; timestamps `2013-01-01T05:00:00Z` with 0, 3 or 6 digits of fraction; decimals strings at
+//! full scale; bytes base64; NaN and the infinities strings; other floats the shortest text that reads
+//! back as the same number. The same encoder over a subset of columns makes the key.
+//!
+//! Invariant: what to do with a column is decided once a batch; nothing is allocated a row.
+
+use std::ops::Range;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, GenericListArray, OffsetSizeTrait, RecordBatch, new_empty_array,
+};
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Field, Fields, Float32Type, Float64Type,
+    Int8Type, Int16Type, Int32Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType,
+    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde::de::IgnoredAny;
+
+use crate::codec::decimal::write_decimal;
+use crate::codec::instant::{write_date, write_timestamp};
+use crate::record::is_json;
+
+/// A column that has no form in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the column '{column}' is {data_type}, which refined records have no form for; cast it, for example to varchar"
+)]
+pub struct EncodeError {
+    pub column: String,
+    pub data_type: DataType,
+}
+
+/// Encodes rows of one schema.
+///
+/// ```
+/// use std::sync::Arc;
+/// use arrow::array::{Int64Array, RecordBatch, StringArray};
+/// use headwater::codec::json::RowEncoder;
+///
+/// let batch = RecordBatch::try_from_iter_with_nullable([
+///     ("origin", Arc::new(StringArray::from(vec!["EWR", "JFK"])) as _, true),
+///     ("flights", Arc::new(Int64Array::from(vec![Some(7), None])) as _, true),
+/// ])?;
+/// let (mut out, mut ends) = (Vec::new(), Vec::new());
+/// RowEncoder::new(&batch.schema(), None)?.encode(&batch, 0..2, &mut out, &mut ends);
+/// assert_eq!(&out[..ends[0]], br#"{"origin":"EWR","flights":7}"#);
+/// assert_eq!(&out[ends[0]..ends[1]], br#"{"origin":"JFK","flights":null}"#);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct RowEncoder {
+    members: Vec<Member>,
+}
+
+/// A column of the object.
+struct Member {
+    index: usize,
+    field: Field,
+}
+
+impl RowEncoder {
+    /// `columns`: indices of the columns to write, in the order to write them; `None` for all.
+    pub fn new(schema: &Schema, columns: Option<&[usize]>) -> Result<Self, EncodeError> {
+        let all: Vec<usize> = (0..schema.fields().len()).collect();
+        let members = columns
+            .unwrap_or(&all)
+            .iter()
+            .map(|&index| {
+                let field = schema.field(index).clone();
+                // Whether there is a writer is asked of an empty column, so there is one list of them.
+                match cell(&field, &new_empty_array(field.data_type())) {
+                    Some(_) => Ok(Member { index, field }),
+                    None => Err(EncodeError {
+                        column: field.name().clone(),
+                        data_type: field.data_type().clone(),
+                    }),
+                }
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { members })
+    }
+
+    /// Appends the objects of `rows` to `out`, and where each one ends in `out` to `ends`.
+    pub fn encode(&self, batch: &RecordBatch, rows: Range<usize>, out: &mut Vec<u8>, ends: &mut Vec<usize>) {
+        let members = self.members.iter().map(|member| (&member.field, batch.column(member.index)));
+        let Some(members) =
+            members.map(|(field, array)| named_cell(field, array)).collect::<Option<Vec<_>>>()
+        else {
+            unreachable!("the batch has the schema that the encoder was made for");
+        };
+        ends.reserve(rows.len());
+        for row in rows {
+            write_object(&members, row, out);
+            ends.push(out.len());
+        }
+    }
+}
+
+/// Writes one row of a column. Chosen once a batch.
+type Cell<'a> = Box<dyn Fn(usize, &mut Vec<u8>) + 'a>;
+
+/// A member of an object: `"name":` and what writes its value.
+type NamedCell<'a> = (Vec<u8>, Cell<'a>);
+
+fn named_cell<'a>(field: &Field, array: &'a ArrayRef) -> Option<NamedCell<'a>> {
+    let mut name = Vec::new();
+    json(field.name(), &mut name);
+    name.push(b':');
+    Some((name, cell(field, array)?))
+}
+
+fn write_object(members: &[NamedCell<'_>], row: usize, out: &mut Vec<u8>) {
+    out.push(b'{');
+    for (position, (name, cell)) in members.iter().enumerate() {
+        if position > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(name);
+        cell(row, out);
+    }
+    out.push(b'}');
+}
+
+/// The writer of a column, nulls included. `None`: its type has no form in JSON.
+fn cell<'a>(field: &Field, array: &'a ArrayRef) -> Option<Cell<'a>> {
+    let value = value(field, array)?;
+    Some(match array.nulls() {
+        None => value,
+        Some(nulls) => Box::new(move |row, out| match nulls.is_valid(row) {
+            true => value(row, out),
+            false => out.extend_from_slice(b"null"),
+        }),
+    })
+}
+
+fn value<'a>(field: &Field, array: &'a ArrayRef) -> Option<Cell<'a>> {
+    Some(match array.data_type() {
+        DataType::Null => Box::new(|_, out| out.extend_from_slice(b"null")),
+        DataType::Boolean => {
+            let values = array.as_boolean();
+            Box::new(move |row, out| json(&values.value(row), out))
+        }
+        DataType::Int8 => plain::<Int8Type>(array),
+        DataType::Int16 => plain::<Int16Type>(array),
+        DataType::Int32 => plain::<Int32Type>(array),
+        DataType::Int64 => plain::<Int64Type>(array),
+        DataType::UInt8 => plain::<UInt8Type>(array),
+        DataType::UInt16 => plain::<UInt16Type>(array),
+        DataType::UInt32 => plain::<UInt32Type>(array),
+        DataType::UInt64 => plain::<UInt64Type>(array),
+        DataType::Float32 => {
+            primitive::<Float32Type>(array, |value, out| write_float(&value, f64::from(value), out))
+        }
+        DataType::Float64 => primitive::<Float64Type>(array, |value, out| write_float(&value, value, out)),
+        DataType::Decimal128(_, scale) => {
+            let scale = *scale;
+            primitive::<Decimal128Type>(array, move |value, out| {
+                quoted(out, |out| write_decimal(value, scale, out))
+            })
+        }
+        DataType::Date32 => {
+            primitive::<Date32Type>(array, |days, out| quoted(out, |out| write_date(i64::from(days), out)))
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            primitive::<TimestampMicrosecondType>(array, write_instant)
+        }
+        DataType::Timestamp(TimeUnit::Second, _) => primitive::<TimestampSecondType>(array, |time, out| {
+            write_instant(time.saturating_mul(1_000_000), out);
+        }),
+        DataType::Timestamp(TimeUnit::Millisecond, _) => {
+            primitive::<TimestampMillisecondType>(array, |time, out| {
+                write_instant(time.saturating_mul(1_000), out);
+            })
+        }
+        // Event times have microseconds; only an expression can yield more, and the same one in any run.
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
+            primitive::<TimestampNanosecondType>(array, |time, out| {
+                write_instant(time.div_euclid(1_000), out);
+            })
+        }
+        DataType::Utf8 => {
+            let values = array.as_string::<i32>();
+            text(field, move |row| values.value(row))
+        }
+        DataType::LargeUtf8 => {
+            let values = array.as_string::<i64>();
+            text(field, move |row| values.value(row))
+        }
+        DataType::Utf8View => {
+            let values = array.as_string_view();
+            text(field, move |row| values.value(row))
+        }
+        DataType::Binary => {
+            let values = array.as_binary::<i32>();
+            Box::new(move |row, out| write_bytes(values.value(row), out))
+        }
+        DataType::LargeBinary => {
+            let values = array.as_binary::<i64>();
+            Box::new(move |row, out| write_bytes(values.value(row), out))
+        }
+        DataType::BinaryView => {
+            let values = array.as_binary_view();
+            Box::new(move |row, out| write_bytes(values.value(row), out))
+        }
+        DataType::FixedSizeBinary(_) => {
+            let values = array.as_fixed_size_binary();
+            Box::new(move |row, out| write_bytes(values.value(row), out))
+        }
+        DataType::List(item) => list(item, array.as_list::<i32>())?,
+        DataType::LargeList(item) => list(item, array.as_list::<i64>())?,
+        DataType::Struct(fields) => members(fields, array.as_struct().columns())?,
+        _ => return None,
+    })
+}
+
+fn primitive<'a, T: ArrowPrimitiveType>(
+    array: &'a ArrayRef,
+    write: impl Fn(T::Native, &mut Vec<u8>) + 'a,
+) -> Cell<'a> {
+    let values = array.as_primitive::<T>().values();
+    Box::new(move |row, out| write(values[row], out))
+}
+
+fn plain<T: ArrowPrimitiveType<Native: Serialize>>(array: &ArrayRef) -> Cell<'_> {
+    primitive::<T>(array, |value, out| json(&value, out))
+}
+
+/// Text, or JSON that is text: the one is quoted, the other embedded.
+fn text<'a>(field: &Field, value: impl Fn(usize) -> &'a str + 'a) -> Cell<'a> {
+    if is_json(field) {
+        Box::new(move |row, out| embed(value(row), out))
+    } else {
+        Box::new(move |row, out| json(value(row), out))
+    }
+}
+
+fn list<'a, O: OffsetSizeTrait>(item: &Field, lists: &'a GenericListArray<O>) -> Option<Cell<'a>> {
+    let item = cell(item, lists.values())?;
+    let offsets = lists.value_offsets();
+    Some(Box::new(move |row, out| {
+        out.push(b'[');
+        let (start, end) = (offsets[row].as_usize(), offsets[row + 1].as_usize());
+        for position in start..end {
+            if position > start {
+                out.push(b',');
+            }
+            item(position, out);
+        }
+        out.push(b']');
+    }))
+}
+
+fn members<'a>(fields: &Fields, columns: &'a [ArrayRef]) -> Option<Cell<'a>> {
+    let members: Vec<NamedCell<'a>> =
+        fields.iter().zip(columns).map(|(field, array)| named_cell(field, array)).collect::<Option<_>>()?;
+    Some(Box::new(move |row, out| write_object(&members, row, out)))
+}
+
+fn json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
+    if serde_json::to_writer(out, value).is_err() {
+        unreachable!("numbers, booleans and text have a form in JSON, and writing to memory does not fail");
+    }
+}
+
+/// `value` in its own width, since an f32's shortest text is shorter than that of the same number as f64.
+fn write_float<T: Serialize>(value: &T, wide: f64, out: &mut Vec<u8>) {
+    if wide.is_finite() {
+        json(value, out);
+    } else if wide.is_nan() {
+        out.extend_from_slice(b"\"NaN\"");
+    } else {
+        out.extend_from_slice(if wide > 0.0 { b"\"Infinity\"".as_slice() } else { b"\"-Infinity\"" });
+    }
+}
+
+fn write_instant(micros: i64, out: &mut Vec<u8>) {
+    quoted(out, |out| write_timestamp(micros, out));
+}
+
+fn write_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    quoted(out, |out| {
+        let start = out.len();
+        out.resize(start + bytes.len().div_ceil(3) * 4, 0);
+        if STANDARD.encode_slice(bytes, &mut out[start..]).is_err() {
+            unreachable!("base64 has four characters for three bytes");
+        }
+    });
+}
+
+fn quoted(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    out.push(b'"');
+    write(out);
+    out.push(b'"');
+}
+
+/// Embeds JSON text without its white space. Text that isn't JSON, which only an expression can have made, is
+/// written as a string, so that the whole stays JSON.
+fn embed(text: &str, out: &mut Vec<u8>) {
+    if serde_json::from_str::<IgnoredAny>(text).is_err() {
+        return json(text, out);
+    }
+    let mut in_string = false;
+    let mut escaped = false;
+    let mut from = 0;
+    for (position, byte) in text.bytes().enumerate() {
+        if in_string {
+            in_string = escaped || byte != b'"';
+            escaped = !escaped && byte == b'\\';
+        } else if byte == b'"' {
+            in_string = true;
+        } else if matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
+            out.extend_from_slice(&text.as_bytes()[from..position]);
+            from = position + 1;
+        }
+    }
+    out.extend_from_slice(&text.as_bytes()[from..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::*;
+    use arrow::datatypes::IntervalUnit;
+
+    use super::*;
+    use crate::record::Type;
+
+    fn encode(batch: &RecordBatch, columns: Option<&[usize]>) -> Vec<String> {
+        let (mut out, mut ends) = (b"before".to_vec(), Vec::new());
+        let encoder = RowEncoder::new(&batch.schema(), columns).unwrap();
+        encoder.encode(batch, 0..batch.num_rows(), &mut out, &mut ends);
+        let starts = [6].into_iter().chain(ends.iter().copied());
+        starts.zip(&ends).map(|(start, &end)| String::from_utf8(out[start..end].to_vec()).unwrap()).collect()
+    }
+
+    /// Each value of a column alone.
+    fn column(field: Field, array: impl Array + 'static) -> Vec<String> {
+        let schema = Arc::new(Schema::new(vec![field.with_name("x")]));
+        let batch = RecordBatch::try_new(schema, vec![Arc::new(array)]).unwrap();
+        let strip = |row: String| row.strip_prefix("{\"x\":").unwrap().strip_suffix('}').unwrap().to_string();
+        encode(&batch, None).into_iter().map(strip).collect()
+    }
+
+    fn plain_column(array: impl Array + 'static) -> Vec<String> {
+        column(Field::new("x", array.data_type().clone(), true), array)
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(
+            plain_column(Int64Array::from(vec![Some(i64::MIN), None])),
+            ["-9223372036854775808", "null"]
+        );
+        assert_eq!(plain_column(UInt64Array::from(vec![u64::MAX])), ["18446744073709551615"]);
+        assert_eq!(
+            plain_column(Float64Array::from(vec![
+                1.0,
+                -0.0,
+                0.1,
+                1e300,
+                f64::NAN,
+                f64::INFINITY,
+                f64::NEG_INFINITY
+            ])),
+            ["1.0", "-0.0", "0.1", "1e+300", "\"NaN\"", "\"Infinity\"", "\"-Infinity\""]
+        );
+        assert_eq!(plain_column(Float32Array::from(vec![0.1, f32::NAN])), ["0.1", "\"NaN\""]);
+        let decimals = Decimal128Array::from(vec![Some(-5), Some(12345), None])
+            .with_data_type(DataType::Decimal128(10, 2));
+        assert_eq!(plain_column(decimals), ["\"-0.05\"", "\"123.45\"", "null"]);
+    }
+
+    #[test]
+    fn times() {
+        let expected = ["\"2013-01-01T05:00:00Z\"", "null"];
+        assert_eq!(
+            plain_column(TimestampMicrosecondArray::from(vec![Some(1_357_016_400_000_000), None])),
+            expected
+        );
+        assert_eq!(plain_column(TimestampSecondArray::from(vec![Some(1_357_016_400), None])), expected);
+        assert_eq!(
+            plain_column(TimestampMillisecondArray::from(vec![Some(1_357_016_400_000), None])),
+            expected
+        );
+        assert_eq!(
+            plain_column(TimestampNanosecondArray::from(vec![-1])),
+            ["\"1969-12-31T23:59:59.999999Z\""]
+        );
+        let zoned = TimestampMicrosecondArray::from(vec![0]).with_timezone("+02:00");
+        assert_eq!(plain_column(zoned), ["\"1970-01-01T00:00:00Z\""]);
+        assert_eq!(plain_column(Date32Array::from(vec![15_706])), ["\"2013-01-01\""]);
+    }
+
+    #[test]
+    fn text_and_bytes() {
+        let odd = "a\"\\\n\u{1}/ä😀\u{7f}\u{2028}";
+        for row in [
+            plain_column(StringArray::from(vec![odd])),
+            plain_column(LargeStringArray::from(vec![odd])),
+            plain_column(StringViewArray::from(vec![odd])),
+        ] {
+            assert_eq!(row, [serde_json::to_string(odd).unwrap()]);
+        }
+        let bytes: &[u8] = &[0, 1, 2, 255];
+        for row in [
+            plain_column(BinaryArray::from(vec![bytes])),
+            plain_column(LargeBinaryArray::from(vec![bytes])),
+            plain_column(BinaryViewArray::from(vec![bytes])),
+            plain_column(FixedSizeBinaryArray::try_from_iter([bytes].into_iter()).unwrap()),
+        ] {
+            assert_eq!(row, ["\"AAEC/w==\""]);
+        }
+        assert_eq!(
+            plain_column(BooleanArray::from(vec![Some(true), Some(false), None])),
+            ["true", "false", "null"]
+        );
+        assert_eq!(plain_column(NullArray::new(1)), ["null"]);
+    }
+
+    #[test]
+    fn json_is_embedded_compact_and_anything_else_is_a_string() {
+        let texts = [
+            "{ \"a b\" : [ 1.00 , \" \\\" \\\\\" , {} ],\n\t\"c\":null }",
+            "{\"a\":1}",
+            "not json",
+            "1 2",
+            "",
+        ];
+        assert_eq!(
+            column(Type::Json.field("x"), StringArray::from(texts.to_vec())),
+            ["{\"a b\":[1.00,\" \\\" \\\\\",{}],\"c\":null}", "{\"a\":1}", "\"not json\"", "\"1 2\"", "\"\""]
+        );
+    }
+
+    #[test]
+    fn lists_and_structs_also_when_sliced() {
+        let mut lists = ListBuilder::new(Int32Builder::new());
+        lists.append_value([Some(1), None]);
+        lists.append_null();
+        lists.append_value([]);
+        lists.append_value([Some(2)]);
+        let lists = lists.finish();
+        assert_eq!(plain_column(lists.slice(1, 3)), ["null", "[]", "[2]"]);
+        let fields: Fields =
+            vec![Field::new("l", lists.data_type().clone(), true), Type::Json.field("j\"")].into();
+        let texts = StringArray::from(vec!["1", "[]", "{}", "true"]);
+        let valid = vec![true, true, false, true].into();
+        let structs = StructArray::new(fields, vec![Arc::new(lists), Arc::new(texts)], Some(valid));
+        assert_eq!(
+            plain_column(structs.slice(1, 3)),
+            [r#"{"l":null,"j\"":[]}"#, "null", r#"{"l":[2],"j\"":true}"#]
+        );
+    }
+
+    #[test]
+    fn a_key_is_some_columns_in_their_declared_order() {
+        let batch = RecordBatch::try_from_iter([
+            ("a", Arc::new(Int32Array::from(vec![1, 2])) as ArrayRef),
+            ("b", Arc::new(Int32Array::from(vec![3, 4])) as ArrayRef),
+            ("c", Arc::new(Int32Array::from(vec![5, 6])) as ArrayRef),
+        ])
+        .unwrap();
+        assert_eq!(encode(&batch, Some(&[2, 0])), [r#"{"c":5,"a":1}"#, r#"{"c":6,"a":2}"#]);
+        assert_eq!(encode(&batch, Some(&[])), ["{}", "{}"]);
+        let (mut out, mut ends) = (Vec::new(), Vec::new());
+        RowEncoder::new(&batch.schema(), Some(&[1])).unwrap().encode(&batch, 1..2, &mut out, &mut ends);
+        assert_eq!((out.as_slice(), ends), (br#"{"b":4}"#.as_slice(), vec![7]));
+    }
+
+    #[test]
+    fn a_type_without_a_form_is_refused_by_name_also_within() {
+        let interval = DataType::Interval(IntervalUnit::DayTime);
+        for data_type in [interval.clone(), DataType::new_list(interval, true)] {
+            let schema = Schema::new(vec![Field::new("gap", data_type, true)]);
+            let error = RowEncoder::new(&schema, None).err().unwrap().to_string();
+            assert!(error.contains("'gap'") && error.contains("cast"), "{error}");
+        }
+    }
+}

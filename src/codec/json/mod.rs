@@ -1,0 +1,17 @@
+//! JSON: values into Arrow by a declared schema, and Arrow rows into refined values.
+//!
+//! Reading order: `decode` (the decoder), `object` (keys to columns), `value` (values into columns),
+//! `builder` (columns that can be cut back); then `encode`, then `infer`.
+
+mod builder;
+mod decode;
+mod encode;
+mod infer;
+mod object;
+#[cfg(test)]
+mod properties;
+mod value;
+
+pub use decode::JsonDecoder;
+pub use encode::{EncodeError, RowEncoder};
+pub use infer::{Inferred, infer};

@@ -1,0 +1,445 @@
+//! The watermark of a keyed task: the minimum over its set of origins (protocol rules R3 and R4).
+//!
+//! Invariant: −∞ until each origin of the set has sent a watermark, gone idle or ended.
+//! Invariant: an idle origin holds nothing back and pushes nothing ahead: with no origin active, the
+//! watermark is the highest that any origin itself reached, and +∞ only when all have ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{RestoreError, WATERMARK_MAX, WATERMARK_MIN, Watermark};
+use crate::record::Origin;
+
+const VERSION: u8 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    /// Declared, and nothing heard of it yet.
+    Waiting,
+    Active,
+    Idle,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Progress {
+    status: Status,
+    /// The origin's own watermark: the highest it sent.
+    watermark: Watermark,
+}
+
+/// The origins whose rows reach a task, and how far each has come.
+///
+/// ```
+/// use headwater::record::Origin;
+/// use headwater::time::{OriginSet, WATERMARK_MIN};
+///
+/// let (ewr, jfk) = (Origin::new("departures", 0), Origin::new("departures", 1));
+/// let mut origins = OriginSet::new();
+/// origins.declare([("departures", 2)]);
+/// assert_eq!(origins.advance(&ewr, 500), WATERMARK_MIN); // nothing is known of the other
+/// assert_eq!(origins.advance(&jfk, 300), 300);
+/// assert_eq!(origins.idle(&jfk), 500);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OriginSet {
+    origins: BTreeMap<Origin, Progress>,
+    /// The highest watermark given out, so that a waking origin can't take it back.
+    reached: Option<Watermark>,
+    /// The most partitions that a message named, by topic.
+    declared: BTreeMap<Arc<str>, i32>,
+}
+
+impl OriginSet {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in an origin set as an exchange message carries it: topics with their partition counts. The
+    /// set is the largest seen. What the first message names is waited for; an origin that a later one adds
+    /// enters as idle.
+    pub fn declare<'a>(&mut self, topics: impl IntoIterator<Item = (&'a str, i32)>) -> Watermark {
+        let status = if self.declared.is_empty() { Status::Waiting } else { Status::Idle };
+        let mut grown = false;
+        for (topic, partitions) in topics {
+            if partitions <= self.declared.get(topic).copied().unwrap_or(0) {
+                continue; // as nearly every message is
+            }
+            grown = true;
+            let topic: Arc<str> = topic.into();
+            for partition in 0..partitions {
+                let fresh = Progress { status, watermark: WATERMARK_MIN };
+                self.origins.entry(Origin::new(Arc::clone(&topic), partition)).or_insert(fresh);
+            }
+            self.declared.insert(topic, partitions);
+        }
+        if grown { self.recompute() } else { self.watermark() }
+    }
+
+    /// An origin's watermark has come. Ends its idleness. An origin that is not declared joins the set.
+    pub fn advance(&mut self, origin: &Origin, watermark: Watermark) -> Watermark {
+        let progress = self.progress(origin);
+        if progress.status != Status::Ended {
+            progress.status = Status::Active;
+            progress.watermark = progress.watermark.max(watermark);
+        }
+        self.recompute()
+    }
+
+    /// A row of an origin has come. Ends its idleness, no more: an origin that is waited for still is.
+    pub fn row(&mut self, origin: &Origin) -> Watermark {
+        let progress = self.progress(origin);
+        if progress.status == Status::Idle {
+            progress.status = Status::Active;
+        }
+        self.recompute()
+    }
+
+    /// An origin was declared idle.
+    pub fn idle(&mut self, origin: &Origin) -> Watermark {
+        let progress = self.progress(origin);
+        if progress.status != Status::Ended {
+            progress.status = Status::Idle;
+        }
+        self.recompute()
+    }
+
+    /// An origin has come to its end of input. That is final.
+    pub fn end(&mut self, origin: &Origin) -> Watermark {
+        self.progress(origin).status = Status::Ended;
+        self.recompute()
+    }
+
+    /// The watermark of the set.
+    pub fn watermark(&self) -> Watermark {
+        self.reached.unwrap_or(WATERMARK_MIN)
+    }
+
+    /// Every origin with its own watermark, for lag and drift: −∞ before it sent one, +∞ once it ended.
+    pub fn each(&self) -> impl Iterator<Item = (&Origin, Watermark)> {
+        self.origins.iter().map(|(origin, progress)| match progress.status {
+            Status::Ended => (origin, WATERMARK_MAX),
+            _ => (origin, progress.watermark),
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.origins.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.origins.is_empty()
+    }
+
+    fn progress(&mut self, origin: &Origin) -> &mut Progress {
+        // Looked up twice because `entry` would clone the name each time.
+        if !self.origins.contains_key(origin) {
+            let fresh = Progress { status: Status::Waiting, watermark: WATERMARK_MIN };
+            self.origins.insert(origin.clone(), fresh);
+        }
+        match self.origins.get_mut(origin) {
+            Some(progress) => progress,
+            None => unreachable!("the origin was inserted just above"),
+        }
+    }
+
+    fn recompute(&mut self) -> Watermark {
+        let computed = self.minimum();
+        let reached = self.watermark().max(computed);
+        self.reached = Some(reached);
+        reached
+    }
+
+    fn minimum(&self) -> Watermark {
+        let mut lowest_active = None;
+        let mut highest = WATERMARK_MIN;
+        let mut ended = 0;
+        for progress in self.origins.values() {
+            highest = highest.max(progress.watermark);
+            match progress.status {
+                Status::Waiting => return WATERMARK_MIN,
+                Status::Active => {
+                    let lowest: Watermark = lowest_active.unwrap_or(WATERMARK_MAX);
+                    lowest_active = Some(lowest.min(progress.watermark));
+                }
+                Status::Idle => {}
+                Status::Ended => ended += 1,
+            }
+        }
+        match lowest_active {
+            Some(lowest) => lowest,
+            None if ended == self.origins.len() && ended > 0 => WATERMARK_MAX,
+            // No origin is active. One that ended counts for what it reached, not for +∞: an idle one may wake.
+            None => highest,
+        }
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        bytes.extend(self.watermark().to_le_bytes());
+        bytes.extend((self.declared.len() as u32).to_le_bytes());
+        for (topic, partitions) in &self.declared {
+            put_origin(&mut bytes, topic, *partitions);
+        }
+        bytes.extend((self.origins.len() as u32).to_le_bytes());
+        for (origin, progress) in &self.origins {
+            put_origin(&mut bytes, &origin.topic, origin.partition);
+            bytes.push(match progress.status {
+                Status::Waiting => 0,
+                Status::Active => 1,
+                Status::Idle => 2,
+                Status::Ended => 3,
+            });
+            bytes.extend(progress.watermark.to_le_bytes());
+        }
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, RestoreError> {
+        let mut reader = ByteReader(bytes);
+        let [version] = reader.array()?;
+        if version != VERSION {
+            return Err(damaged(format!("version {version}, not {VERSION}")));
+        }
+        let reached = Some(Watermark::from_le_bytes(reader.array()?));
+        let mut declared = BTreeMap::new();
+        for _ in 0..u32::from_le_bytes(reader.array()?) {
+            let Origin { topic, partition } = reader.origin()?;
+            declared.insert(topic, partition);
+        }
+        let mut origins = BTreeMap::new();
+        for _ in 0..u32::from_le_bytes(reader.array()?) {
+            let origin = reader.origin()?;
+            let status = match reader.array()? {
+                [0] => Status::Waiting,
+                [1] => Status::Active,
+                [2] => Status::Idle,
+                [3] => Status::Ended,
+                [other] => return Err(damaged(format!("status {other}"))),
+            };
+            let watermark = Watermark::from_le_bytes(reader.array()?);
+            origins.insert(origin, Progress { status, watermark });
+        }
+        if !reader.0.is_empty() {
+            return Err(damaged(format!("{} bytes too many", reader.0.len())));
+        }
+        Ok(Self { origins, reached, declared })
+    }
+}
+
+/// A topic's name, length first, and a number of its partitions.
+fn put_origin(bytes: &mut Vec<u8>, topic: &str, partition: i32) {
+    bytes.extend((topic.len() as u32).to_le_bytes());
+    bytes.extend(topic.as_bytes());
+    bytes.extend(partition.to_le_bytes());
+}
+
+fn damaged(detail: String) -> RestoreError {
+    RestoreError { what: "set of origins", detail }
+}
+
+struct ByteReader<'a>(&'a [u8]);
+
+impl<'a> ByteReader<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], RestoreError> {
+        let Some((taken, rest)) = self.0.split_at_checked(length) else {
+            return Err(damaged("it ends early".into()));
+        };
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn origin(&mut self) -> Result<Origin, RestoreError> {
+        let length = u32::from_le_bytes(self.array()?) as usize;
+        let topic = std::str::from_utf8(self.take(length)?)
+            .map_err(|_| damaged("a topic's name is not UTF-8".into()))?;
+        let topic: Arc<str> = topic.into();
+        Ok(Origin::new(topic, i32::from_le_bytes(self.array()?)))
+    }
+
+    fn array<const LENGTH: usize>(&mut self) -> Result<[u8; LENGTH], RestoreError> {
+        let mut array = [0; LENGTH];
+        array.copy_from_slice(self.take(LENGTH)?);
+        Ok(array)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn origin(partition: i32) -> Origin {
+        Origin::new("t", partition)
+    }
+
+    fn set_of(partitions: i32) -> OriginSet {
+        let mut origins = OriginSet::new();
+        origins.declare([("t", partitions)]);
+        origins
+    }
+
+    #[test]
+    fn nothing_passes_until_every_origin_was_heard_of() {
+        let mut origins = set_of(3);
+        assert_eq!(origins.advance(&origin(0), 1_000), WATERMARK_MIN);
+        assert_eq!(origins.idle(&origin(1)), WATERMARK_MIN);
+        // A row alone says nothing about time.
+        assert_eq!(origins.row(&origin(2)), WATERMARK_MIN);
+        assert_eq!(origins.advance(&origin(2), 700), 700);
+    }
+
+    #[test]
+    fn an_empty_set_is_at_the_beginning() {
+        assert_eq!(OriginSet::new().watermark(), WATERMARK_MIN);
+        assert_eq!(OriginSet::new().declare([("t", 0)]), WATERMARK_MIN);
+    }
+
+    #[test]
+    fn a_row_or_a_watermark_ends_idleness_and_the_watermark_stays() {
+        for wake in [OriginSet::row, |origins: &mut OriginSet, of: &Origin| origins.advance(of, 400)] {
+            let mut origins = set_of(2);
+            origins.advance(&origin(0), 500);
+            origins.advance(&origin(1), 300);
+            assert_eq!(origins.idle(&origin(1)), 500);
+            assert_eq!(origins.advance(&origin(0), 600), 600);
+            assert_eq!(wake(&mut origins, &origin(1)), 600);
+            // Awake, it holds the set back again.
+            assert_eq!(origins.advance(&origin(0), 900), 600);
+            assert_eq!(origins.advance(&origin(1), 800), 800);
+        }
+    }
+
+    #[test]
+    fn all_idle_is_the_highest_own_watermark_and_never_beyond() {
+        let mut origins = set_of(2);
+        origins.advance(&origin(0), 500);
+        origins.advance(&origin(1), 300);
+        origins.idle(&origin(0));
+        assert_eq!(origins.idle(&origin(1)), 500);
+        let mut silent = set_of(2);
+        silent.idle(&origin(0));
+        assert_eq!(silent.idle(&origin(1)), WATERMARK_MIN);
+    }
+
+    #[test]
+    fn ended_is_plus_infinity_once_nothing_can_wake() {
+        let mut origins = set_of(2);
+        origins.advance(&origin(0), 500);
+        assert_eq!(origins.end(&origin(1)), 500);
+        // An idle origin beside ended ones may still wake.
+        assert_eq!(origins.idle(&origin(0)), 500);
+        assert_eq!(origins.end(&origin(0)), WATERMARK_MAX);
+        assert_eq!(origins.advance(&origin(0), 7), WATERMARK_MAX);
+        assert_eq!(origins.each().map(|(_, watermark)| watermark).collect::<Vec<_>>(), [WATERMARK_MAX; 2]);
+    }
+
+    #[test]
+    fn an_origin_added_later_enters_as_idle() {
+        let mut origins = set_of(1);
+        assert_eq!(origins.advance(&origin(0), 500), 500);
+        assert_eq!(origins.declare([("t", 3)]), 500);
+        assert_eq!(origins.len(), 3);
+        assert_eq!(origins.advance(&origin(0), 600), 600);
+        // Its first row makes it count.
+        assert_eq!(origins.row(&origin(2)), 600);
+        assert_eq!(origins.advance(&origin(0), 700), 600);
+        assert_eq!(origins.advance(&origin(2), 650), 650);
+        // A smaller set seen later takes nothing away.
+        assert_eq!(origins.declare([("t", 1)]), 650);
+        assert_eq!(origins.len(), 3);
+    }
+
+    #[test]
+    fn origins_of_several_topics_are_one_set() {
+        let mut origins = OriginSet::new();
+        origins.declare([("a", 1), ("b", 1)]);
+        assert_eq!(origins.advance(&Origin::new("a", 0), 5), WATERMARK_MIN);
+        assert_eq!(origins.advance(&Origin::new("b", 0), 3), 3);
+    }
+
+    #[test]
+    fn damaged_bytes_are_refused() {
+        let mut origins = set_of(2);
+        origins.advance(&origin(0), 500);
+        let bytes = origins.to_bytes();
+        for length in 0..bytes.len() {
+            assert!(OriginSet::from_bytes(&bytes[..length]).is_err(), "{length}");
+        }
+        assert!(OriginSet::from_bytes(&[bytes.as_slice(), &[0]].concat()).is_err());
+        let mut other = bytes;
+        other[0] = 9;
+        assert!(OriginSet::from_bytes(&other).is_err());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Advance(i32, Watermark),
+        Row(i32),
+        Idle(i32),
+        End(i32),
+    }
+
+    fn step(partitions: i32) -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..partitions, -1000i64..1000).prop_map(|(of, to)| Step::Advance(of, to)),
+            2 => (0..partitions).prop_map(Step::Row),
+            2 => (0..partitions).prop_map(Step::Idle),
+            1 => (0..partitions).prop_map(Step::End),
+        ]
+    }
+
+    fn apply(origins: &mut OriginSet, step: &Step) -> Watermark {
+        match *step {
+            Step::Advance(of, to) => origins.advance(&origin(of), to),
+            Step::Row(of) => origins.row(&origin(of)),
+            Step::Idle(of) => origins.idle(&origin(of)),
+            Step::End(of) => origins.end(&origin(of)),
+        }
+    }
+
+    /// The rules as plainly as they can be said: per origin, what was heard last and the highest watermark.
+    fn by_the_rules(steps: &[Step]) -> Watermark {
+        let mut heard = [("waiting", WATERMARK_MIN); 3];
+        for step in steps {
+            let (Step::Advance(of, _) | Step::Row(of) | Step::Idle(of) | Step::End(of)) = *step;
+            let (status, own) = &mut heard[of as usize];
+            match *step {
+                _ if *status == "ended" => {}
+                Step::Advance(_, to) => (*status, *own) = ("active", (*own).max(to)),
+                Step::Row(_) if *status == "waiting" => {}
+                Step::Row(_) => *status = "active",
+                Step::Idle(_) => *status = "idle",
+                Step::End(_) => *status = "ended",
+            }
+        }
+        let of = |wanted: &str| {
+            let own = |(status, own): &(&str, i64)| (*status == wanted).then_some(*own);
+            heard.iter().filter_map(own).collect::<Vec<_>>()
+        };
+        if !of("waiting").is_empty() {
+            WATERMARK_MIN
+        } else if let Some(lowest) = of("active").into_iter().min() {
+            lowest
+        } else if of("idle").is_empty() {
+            WATERMARK_MAX
+        } else {
+            heard.iter().map(|(_, own)| *own).max().unwrap()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_keeps_the_rules_never_goes_back_and_survives_storage(steps in prop::collection::vec(step(3), 0..40)) {
+            let mut origins = set_of(3);
+            let mut highest = WATERMARK_MIN;
+            for (index, step) in steps.iter().enumerate() {
+                highest = highest.max(by_the_rules(&steps[..=index]));
+                prop_assert_eq!(apply(&mut origins, step), highest);
+                prop_assert_eq!(origins.watermark(), highest);
+                origins = OriginSet::from_bytes(&origins.to_bytes()).unwrap();
+            }
+        }
+    }
+}
