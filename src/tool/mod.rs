@@ -1,1 +1,18 @@
-//! To be written.
+//! What commands do, without the command line: each function takes the cluster and its options, and prints
+//! through a [`Printer`], so that tests call what users call.
+//!
+//! Invariant: nothing here parses arguments or ends the process; [`ToolError`] says with which code to end.
+
+pub mod cluster;
+pub mod demo;
+mod error;
+pub mod init;
+mod input;
+mod printer;
+mod stop;
+pub mod topic;
+
+pub use error::{Result, ToolError};
+pub use input::StoppableInput;
+pub use printer::Printer;
+pub use stop::Stop;
