@@ -3,6 +3,7 @@
 //! Invariant: what is read lies in the years 1 to 9999; what is written of such a time is read back as it.
 
 use std::io::Write;
+use std::iter;
 
 use crate::record::Micros;
 use crate::time::{EVENT_TIME_MAX, EVENT_TIME_MIN};
@@ -87,11 +88,8 @@ fn time_of_day(text: &[u8]) -> Option<(Micros, &[u8])> {
     if !(1..=9).contains(&count) {
         return None;
     }
-    let mut fraction = 0;
-    for position in 0..6 {
-        let digit = if position < count { digits[position] - b'0' } else { 0 };
-        fraction = fraction * 10 + i64::from(digit);
-    }
+    let micros = digits[..count].iter().chain(iter::repeat(&b'0')).take(6);
+    let fraction = micros.fold(0, |sum, digit| sum * 10 + i64::from(digit - b'0'));
     Some((whole + fraction, &digits[count..]))
 }
 
