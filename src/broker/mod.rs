@@ -1,1 +1,282 @@
-//! To be written.
+//! The embedded broker: a small, durable, single-node broker that speaks Kafka's protocol, so that Headwater
+//! runs with no Kafka at hand, and any Kafka client works with it. It is for one machine: development, demos,
+//! tests and small deployments. Past that use Apache Kafka; the code above cannot tell the difference.
+//!
+//! # A tour, from the socket to the disk
+//! ```text
+//! server      frames on a connection, one request after the other
+//! dispatch    versions; one line for each request type ──► admin, configs, produce, fetch, offsets,
+//!                                                          group_requests, transaction_requests
+//! groups      who is in a consumer group (in memory) ─ membership
+//! transactions  the coordinator: what a commit writes, in which order
+//! cluster     topics and partitions of one data folder
+//! metadata    the log of everything that is not a record
+//! partition   one partition ─ segment (files), producers (sequences, open transactions), batch (the format)
+//! ```
+//! Invariant: what was acknowledged survives kill -9; what a committed transaction covers survives a power cut
+//! (see `transactions.rs`); everything else is on the disk within a second.
+//! Invariant: it listens where it is told, on loopback by default, and asks nobody who they are.
+//! Architecture invariant: no replication, no access control, no topics made by asking for them, no compaction
+//! (a `cleanup.policy=compact` topic keeps everything).
+
+mod admin;
+mod batch;
+mod cluster;
+mod config;
+mod configs;
+mod dispatch;
+mod fault;
+mod fetch;
+mod group_requests;
+mod groups;
+mod membership;
+mod metadata;
+mod offsets;
+mod partition;
+mod produce;
+mod producers;
+mod segment;
+mod server;
+mod transaction_requests;
+mod transactions;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use cluster::Cluster;
+
+pub type Result<T, E = BrokerError> = std::result::Result<T, E>;
+
+const WORKER_THREADS: usize = 2;
+/// Group sessions and transaction timeouts are looked at this often.
+const TICK: Duration = Duration::from_millis(100);
+/// Everything is synced, and retention runs, once in this many ticks.
+const TICKS_BETWEEN_SYNCS: u32 = 10;
+/// How long [`attach`] waits for the broker that holds the folder to say where it is.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
+const ATTACH_RETRY: Duration = Duration::from_millis(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What can go wrong with the broker as a whole. A request that fails is answered with a code instead.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error("the embedded broker cannot {what} {}: {source}", path.display())]
+    Storage { what: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "the embedded broker cannot listen on {address}: {source}; give it another address or stop what listens there"
+    )]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("{} is served by another broker process; connect to the address in its `address` file, or stop it", path.display())]
+    Locked { path: PathBuf },
+    #[error("the broker that holds {} did not answer for {waited_s} s; if its process hangs, stop it", path.display())]
+    Unresponsive { path: PathBuf, waited_s: u64 },
+    #[error(
+        "the embedded broker's thread panicked; its log says why. Acknowledged records are safe: start it again"
+    )]
+    Panicked,
+}
+
+/// Where to listen and where to keep data.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Port 0: any free one.
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+}
+
+/// A running broker. Dropping or stopping it puts everything on the disk and frees the folder.
+pub struct Broker {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// The broker of a data folder: started here, or found running in another process.
+pub enum Attached {
+    Own(Broker),
+    Running(SocketAddr),
+}
+
+impl Attached {
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Attached::Own(broker) => broker.address(),
+            Attached::Running(address) => *address,
+        }
+    }
+}
+
+impl Broker {
+    /// Recovers the data folder and serves it, on threads of its own; it accepts connections when this returns.
+    pub fn start(options: &Options) -> Result<Broker> {
+        let folder = &options.data_dir;
+        let storage = |what: &'static str| {
+            let path = folder.clone();
+            move |source: io::Error| BrokerError::Storage { what, path, source }
+        };
+        std::fs::create_dir_all(folder).map_err(storage("create"))?;
+        let lock = take_lock(folder)?;
+        let cluster = Arc::new(Cluster::open(folder).map_err(storage("open"))?);
+        let unable = |source: io::Error| BrokerError::Listen { address: options.listen, source };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WORKER_THREADS)
+            .thread_name("broker")
+            .enable_all()
+            .build()
+            .map_err(unable)?;
+        let listener = runtime.block_on(TcpListener::bind(options.listen)).map_err(unable)?;
+        let address = listener.local_addr().map_err(unable)?;
+        publish(folder, address).map_err(storage("write the address file of"))?;
+        let (stop, stopped) = watch::channel(false);
+        let folder = folder.clone();
+        let thread = std::thread::Builder::new().name("broker-main".into());
+        let main = move || {
+            let _held = lock;
+            let upkeep = spawn_upkeep(cluster.clone(), stopped.clone());
+            runtime.block_on(server::serve(cluster.clone(), listener, stopped));
+            runtime.shutdown_timeout(STOP_PATIENCE);
+            if upkeep.is_some_and(|thread| thread.join().is_err()) {
+                return Err(BrokerError::Panicked);
+            }
+            let _ = std::fs::remove_file(folder.join("address"));
+            cluster.close().map_err(|source| BrokerError::Storage { what: "close", path: folder, source })
+        };
+        let thread = thread.spawn(main).map_err(unable)?;
+        Ok(Broker { address, stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops it, and says whether everything reached the disk.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.stop.send_replace(true);
+        match self.thread.take() {
+            Some(thread) => thread.join().unwrap_or(Err(BrokerError::Panicked)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(%error, "the embedded broker did not stop cleanly");
+        }
+    }
+}
+
+/// The embedded default of a data folder: serves it (on `preferred`, or any free port if that is taken) unless
+/// another process does, and then says where that one listens.
+pub fn attach(data_dir: &Path, preferred: SocketAddr) -> Result<Attached> {
+    let deadline = Instant::now() + ATTACH_PATIENCE;
+    loop {
+        match start_anywhere(data_dir, preferred) {
+            Ok(broker) => return Ok(Attached::Own(broker)),
+            Err(BrokerError::Locked { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        // Its holder may be starting (no address yet) or ending (a stale one): ask until it is one or the other.
+        if let Some(address) = published(data_dir)
+            && TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).is_ok()
+        {
+            return Ok(Attached::Running(address));
+        }
+        if Instant::now() >= deadline {
+            let waited_s = ATTACH_PATIENCE.as_secs();
+            return Err(BrokerError::Unresponsive { path: data_dir.to_owned(), waited_s });
+        }
+        std::thread::sleep(ATTACH_RETRY);
+    }
+}
+
+fn start_anywhere(data_dir: &Path, preferred: SocketAddr) -> Result<Broker> {
+    let options = Options { listen: preferred, data_dir: data_dir.to_owned() };
+    match Broker::start(&options) {
+        Err(BrokerError::Listen { .. }) if preferred.port() != 0 => {
+            Broker::start(&Options { listen: SocketAddr::new(preferred.ip(), 0), ..options })
+        }
+        started => started,
+    }
+}
+
+/// Held for as long as the file is open, so it ends with the process, however that ends.
+fn take_lock(folder: &Path) -> Result<File> {
+    let path = folder.join("lock");
+    let unable = |source| BrokerError::Storage { what: "lock", path: path.clone(), source };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(unable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(BrokerError::Locked { path: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(unable(source)),
+    }
+}
+
+fn publish(folder: &Path, address: SocketAddr) -> io::Result<()> {
+    // One that listens everywhere is reached from this machine by loopback.
+    let reached = if address.ip().is_unspecified() {
+        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
+    } else {
+        address
+    };
+    let temporary = folder.join("address.new");
+    std::fs::write(&temporary, reached.to_string())?;
+    std::fs::rename(temporary, folder.join("address"))
+}
+
+fn published(folder: &Path) -> Option<SocketAddr> {
+    std::fs::read_to_string(folder.join("address")).ok()?.trim().parse().ok()
+}
+
+/// The thread that does what no request asks for: timeouts, syncs, retention.
+fn spawn_upkeep(cluster: Arc<Cluster>, stopped: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+    let upkeep = move || {
+        let mut ticks = 0u32;
+        while !*stopped.borrow() {
+            std::thread::sleep(TICK);
+            cluster.groups.tick();
+            cluster.time_transactions_out();
+            ticks += 1;
+            if ticks.is_multiple_of(TICKS_BETWEEN_SYNCS) {
+                if let Err(error) = cluster.sync_all() {
+                    tracing::error!(%error, "the embedded broker cannot put its data on the disk");
+                }
+                cluster.expire();
+            }
+        }
+    };
+    std::thread::Builder::new().name("broker-upkeep".into()).spawn(upkeep).ok()
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A lock whose holder panicked is taken all the same: what it guards changes in whole steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(held: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    held.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(held: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    held.write().unwrap_or_else(PoisonError::into_inner)
+}

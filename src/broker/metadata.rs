@@ -1,0 +1,342 @@
+//! The metadata log: topics, log starts, group offsets, producer ids and transactions, as one file of changes.
+//! The state they add up to, the [`Image`], is kept here too, so that the file can be rewritten at any time.
+//!
+//! Invariant: the file is frames of (length, CRC-32C, JSON of a list of changes); a frame is applied whole or,
+//! when the file's end is torn, not at all.
+//! Invariant: the image changes only by a change that was written first.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use super::lock;
+use super::transactions::Transaction;
+
+const FRAME_HEADER_BYTES: usize = 8;
+/// The file is rewritten once it is this much larger than the last rewrite.
+const GROWTH_BYTES_MAX: u64 = 16 << 20;
+
+/// A topic as it was created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicRecord {
+    /// A UUID, which names its folder.
+    pub id: String,
+    pub partitions: i32,
+    pub config: BTreeMap<String, String>,
+}
+
+/// A group's position in a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committed {
+    pub offset: i64,
+    pub leader_epoch: i32,
+    pub metadata: String,
+}
+
+/// A step of the image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Change {
+    Cluster {
+        id: String,
+    },
+    Topic {
+        name: String,
+        record: TopicRecord,
+    },
+    TopicDeleted {
+        name: String,
+    },
+    Start {
+        topic: String,
+        partition: i32,
+        offset: i64,
+    },
+    Offset {
+        group: String,
+        topic: String,
+        partition: i32,
+        committed: Committed,
+    },
+    GroupDeleted {
+        group: String,
+    },
+    /// Producer ids below this may have been handed out.
+    ProducerIds {
+        next: i64,
+    },
+    Transaction {
+        id: String,
+        state: Transaction,
+    },
+}
+
+/// What all changes add up to.
+#[derive(Default)]
+pub struct Image {
+    pub cluster_id: String,
+    pub topics: BTreeMap<String, TopicRecord>,
+    pub starts: BTreeMap<(String, i32), i64>,
+    /// By group, then topic and partition.
+    pub offsets: BTreeMap<String, BTreeMap<(String, i32), Committed>>,
+    pub next_producer_id: i64,
+    pub transactions: BTreeMap<String, Transaction>,
+}
+
+impl Image {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Cluster { id } => self.cluster_id = id,
+            Change::Topic { name, record } => {
+                self.topics.insert(name, record);
+            }
+            Change::TopicDeleted { name } => {
+                self.topics.remove(&name);
+                self.starts.retain(|(topic, _), _| *topic != name);
+                for offsets in self.offsets.values_mut() {
+                    offsets.retain(|(topic, _), _| *topic != name);
+                }
+                self.offsets.retain(|_, offsets| !offsets.is_empty());
+            }
+            Change::Start { topic, partition, offset } => {
+                self.starts.insert((topic, partition), offset);
+            }
+            Change::Offset { group, topic, partition, committed } => {
+                self.offsets.entry(group).or_default().insert((topic, partition), committed);
+            }
+            Change::GroupDeleted { group } => {
+                self.offsets.remove(&group);
+            }
+            Change::ProducerIds { next } => self.next_producer_id = next,
+            Change::Transaction { id, state } => {
+                self.transactions.insert(id, state);
+            }
+        }
+    }
+
+    /// The fewest changes that give this image.
+    fn changes(&self) -> Vec<Change> {
+        let mut changes = vec![
+            Change::Cluster { id: self.cluster_id.clone() },
+            Change::ProducerIds { next: self.next_producer_id },
+        ];
+        for (name, record) in &self.topics {
+            changes.push(Change::Topic { name: name.clone(), record: record.clone() });
+        }
+        for ((topic, partition), offset) in &self.starts {
+            changes.push(Change::Start { topic: topic.clone(), partition: *partition, offset: *offset });
+        }
+        for (group, offsets) in &self.offsets {
+            for ((topic, partition), committed) in offsets {
+                changes.push(Change::Offset {
+                    group: group.clone(),
+                    topic: topic.clone(),
+                    partition: *partition,
+                    committed: committed.clone(),
+                });
+            }
+        }
+        for (id, state) in &self.transactions {
+            changes.push(Change::Transaction { id: id.clone(), state: state.clone() });
+        }
+        changes
+    }
+}
+
+struct State {
+    image: Image,
+    file: Arc<File>,
+    size: u64,
+    /// What the file was after the last rewrite.
+    rewritten: u64,
+    /// Bytes ever written, over rewrites; a position to sync up to.
+    written: u64,
+}
+
+/// The metadata log of a broker.
+pub struct MetadataLog {
+    path: PathBuf,
+    state: Mutex<State>,
+    /// The position that is on the disk. Its lock is held for the sync, so that those who wait share one.
+    synced: Mutex<u64>,
+}
+
+impl MetadataLog {
+    /// Reads the log, cuts off a torn end and rewrites it as short as it can be.
+    pub fn open(directory: &Path) -> io::Result<MetadataLog> {
+        let path = directory.join("metadata.log");
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let mut image = Image { next_producer_id: 1, ..Image::default() };
+        let mut rest = &bytes[..];
+        while let Some((changes, after)) = frame(rest)? {
+            changes.into_iter().for_each(|change| image.apply(change));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            tracing::warn!(bytes = rest.len(), "cut a torn write off the end of the metadata log");
+        }
+        let (file, size) = rewrite(&path, &image)?;
+        let state = State { image, file: Arc::new(file), size, rewritten: size, written: size };
+        Ok(MetadataLog { path, state: Mutex::new(state), synced: Mutex::new(size) })
+    }
+
+    /// Looks at the image.
+    pub fn read<T>(&self, look: impl FnOnce(&Image) -> T) -> T {
+        look(&lock(&self.state).image)
+    }
+
+    /// Writes changes as one frame and applies them. The position returned can be handed to [`Self::sync`];
+    /// unsynced, they survive the process but not a power cut.
+    pub fn write(&self, changes: Vec<Change>) -> io::Result<u64> {
+        let frame = encode(&changes)?;
+        let mut state = lock(&self.state);
+        if let Err(error) = (&*state.file).write_all(&frame) {
+            // A half-written frame would hide every later one from the next start.
+            state.file.set_len(state.size)?;
+            return Err(error);
+        }
+        state.size += frame.len() as u64;
+        state.written += frame.len() as u64;
+        changes.into_iter().for_each(|change| state.image.apply(change));
+        Ok(state.written)
+    }
+
+    /// Puts the log up to a position on the disk.
+    pub fn sync(&self, position: u64) -> io::Result<()> {
+        let mut synced = lock(&self.synced);
+        if *synced >= position {
+            return Ok(());
+        }
+        let (file, written) = {
+            let state = lock(&self.state);
+            (state.file.clone(), state.written)
+        };
+        file.sync_data()?;
+        *synced = written;
+        Ok(())
+    }
+
+    /// Writes changes and puts them on the disk.
+    pub fn write_synced(&self, changes: Vec<Change>) -> io::Result<()> {
+        let position = self.write(changes)?;
+        self.sync(position)
+    }
+
+    /// Syncs what is not yet on the disk, and rewrites the log if it has grown.
+    pub fn tick(&self) -> io::Result<()> {
+        let (written, grown) = {
+            let state = lock(&self.state);
+            (state.written, state.size > 2 * state.rewritten + GROWTH_BYTES_MAX)
+        };
+        if grown {
+            let mut state = lock(&self.state);
+            let (file, size) = rewrite(&self.path, &state.image)?;
+            state.file = Arc::new(file);
+            state.size = size;
+            state.rewritten = size;
+        }
+        self.sync(written)
+    }
+}
+
+fn encode(changes: &[Change]) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; FRAME_HEADER_BYTES];
+    serde_json::to_writer(&mut frame, changes)?;
+    let length = u32::try_from(frame.len() - FRAME_HEADER_BYTES).map_err(io::Error::other)?;
+    let checksum = crc32c::crc32c(&frame[FRAME_HEADER_BYTES..]);
+    frame[..4].copy_from_slice(&length.to_be_bytes());
+    frame[4..8].copy_from_slice(&checksum.to_be_bytes());
+    Ok(frame)
+}
+
+/// The next frame and what follows it; `None` at the end, torn or not. A frame whose checksum fits but that
+/// can't be understood was written by another version: an error, not an end.
+fn frame(bytes: &[u8]) -> io::Result<Option<(Vec<Change>, &[u8])>> {
+    let Some((head, rest)) = bytes.split_at_checked(FRAME_HEADER_BYTES) else { return Ok(None) };
+    let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let Some((body, rest)) = rest.split_at_checked(number(0) as usize) else { return Ok(None) };
+    if crc32c::crc32c(body) != number(4) {
+        return Ok(None);
+    }
+    Ok(Some((serde_json::from_slice(body)?, rest)))
+}
+
+fn rewrite(path: &Path, image: &Image) -> io::Result<(File, u64)> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    let mut size = 0;
+    for changes in image.changes().chunks(256) {
+        let frame = encode(changes)?;
+        file.write_all(&frame)?;
+        size += frame.len() as u64;
+    }
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok((OpenOptions::new().append(true).open(path)?, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offset(offset: i64) -> Change {
+        let committed = Committed { offset, leader_epoch: -1, metadata: "tab\there\n".into() };
+        Change::Offset { group: "g".into(), topic: "t".into(), partition: 0, committed }
+    }
+
+    fn committed(log: &MetadataLog) -> Option<i64> {
+        log.read(|image| image.offsets.get("g")?.get(&("t".into(), 0)).map(|committed| committed.offset))
+    }
+
+    #[test]
+    fn what_was_written_is_there_after_a_restart_and_a_torn_end_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metadata.log");
+        let log = MetadataLog::open(folder.path()).unwrap();
+        log.write_synced(vec![offset(1)]).unwrap();
+        let one = std::fs::read(&path).unwrap();
+        log.write(vec![offset(2), Change::ProducerIds { next: 77 }]).unwrap();
+        let two = std::fs::read(&path).unwrap();
+        drop(log);
+        let log = MetadataLog::open(folder.path()).unwrap();
+        assert_eq!((committed(&log), log.read(|image| image.next_producer_id)), (Some(2), 77));
+        drop(log);
+        for cut in one.len()..two.len() {
+            std::fs::write(&path, &two[..cut]).unwrap();
+            let log = MetadataLog::open(folder.path()).unwrap();
+            assert_eq!((committed(&log), log.read(|image| image.next_producer_id)), (Some(1), 1));
+        }
+    }
+
+    #[test]
+    fn the_log_does_not_grow_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = MetadataLog::open(folder.path()).unwrap();
+        for at in 0..200_000 {
+            log.write(vec![offset(at)]).unwrap();
+        }
+        log.tick().unwrap();
+        assert!(std::fs::metadata(folder.path().join("metadata.log")).unwrap().len() < 10_000);
+        log.write(vec![offset(-5)]).unwrap();
+        drop(log);
+        assert_eq!(committed(&MetadataLog::open(folder.path()).unwrap()), Some(-5));
+    }
+
+    #[test]
+    fn deleting_a_topic_forgets_its_offsets() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = MetadataLog::open(folder.path()).unwrap();
+        log.write(vec![offset(1), Change::TopicDeleted { name: "t".into() }]).unwrap();
+        assert_eq!(committed(&log), None);
+    }
+}
