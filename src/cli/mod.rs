@@ -1,1 +1,138 @@
-//! To be written.
+//! The command line: one file a command. A file holds a command's arguments and help, and one call of `tool`.
+//!
+//! Exit codes: 0 good, 1 failed, 2 what the user gave is wrong. An error is printed once, on stderr, as
+//! `error: …` and, where there is something to do about it, `help: …`.
+
+mod init;
+mod topic;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::tool::cluster::{self, Cluster};
+use crate::tool::{Printer, Result};
+
+const EXAMPLES: &str = "\
+Examples:
+  headwater init                                    a topology and a config to start from
+  headwater topic produce orders orders.ndjson --partitions 4
+  headwater topic tail orders --from-beginning -n 5
+
+Without --brokers (or 'brokers' in the config) an embedded broker keeps its topics in .headwater/broker.";
+
+/// A Kappa-style stream processor: one binary from a laptop to a Kafka cluster, and a replay that equals the
+/// live run.
+#[derive(Debug, Parser)]
+#[command(name = "headwater", version, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Init),
+    Topic(topic::Topic),
+}
+
+/// What every command takes. A flag wins over the file.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The config file [default: config/headwater.yaml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
+    config: Option<PathBuf>,
+    /// Kafka's addresses, host:port,…; without any, the embedded broker
+    #[arg(long, global = true, value_name = "ADDRESSES", help_heading = "Everywhere")]
+    brokers: Option<String>,
+    /// Where Headwater keeps what is its own on this machine [default: .headwater]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
+    data_dir: Option<PathBuf>,
+    /// Print one JSON object a line
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    json: bool,
+    /// Say more on stderr about what is done; twice: all of it
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Everywhere")]
+    verbose: u8,
+}
+
+impl Global {
+    pub(crate) fn printer(&self) -> Printer {
+        Printer::stdout(self.json)
+    }
+
+    /// The config file with the flags over it.
+    pub(crate) fn load_config(&self) -> Result<Config> {
+        let mut config = Config::load(self.config.as_deref())?;
+        if let Some(brokers) = &self.brokers {
+            config.brokers = Some(brokers.clone());
+        }
+        if let Some(data_dir) = &self.data_dir {
+            config.data_dir = data_dir.clone();
+        }
+        Ok(config)
+    }
+
+    pub(crate) fn open_cluster(&self) -> Result<Cluster> {
+        cluster::open(&self.load_config()?)
+    }
+
+    fn start_log(&self) {
+        let level = match self.verbose {
+            0 => tracing::Level::WARN,
+            1 => tracing::Level::INFO,
+            _ => tracing::Level::DEBUG,
+        };
+        // A second start in one process keeps the first: nothing is lost by that.
+        let _ = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(std::io::stderr)
+            .with_target(false)
+            .try_init();
+    }
+}
+
+/// Parses the arguments, does what they say, and prints the error if there is one.
+pub fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    global.start_log();
+    let outcome = match command {
+        Command::Init(init) => init.run(&global),
+        Command::Topic(topic) => topic.run(&global),
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    let code = error.exit_code();
+    if code != 0 {
+        eprintln!("error: {error}");
+        if let Some(help) = error.help() {
+            eprintln!("help: {help}");
+        }
+    }
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent_and_every_command_has_an_example() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        fn check(command: &clap::Command) {
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(check);
+            } else {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("headwater "), "{} has no example", command.get_name());
+            }
+        }
+        check(&command);
+    }
+}

@@ -1,1 +1,145 @@
-//! To be written.
+//! Settings as data: where the brokers, the state and the lake are, and how a worker paces itself.
+//!
+//! The file (`config/headwater.yaml`) describes the environment that a topology runs in, never the topology.
+//! Every key has a default, so that no file at all means: one machine, the embedded broker, `.headwater/`.
+//! A scalar may hold `${NAME}` or `${NAME:-default}`; a key whose text is empty after that counts as not set,
+//! so that one file serves a laptop and a cluster.
+//!
+//! Invariant: this is the only room that reads the environment, and it knows no component.
+//! Invariant: a key that is not known is an error with its line, never ignored.
+
+mod error;
+mod load;
+mod scalar;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use error::{ConfigError, nearest};
+
+/// Where the config is read from when no file is named.
+pub const DEFAULT_PATH: &str = "config/headwater.yaml";
+
+/// Everything that a config file can say.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `host:port,…`; `None`: the embedded broker.
+    #[serde(deserialize_with = "scalar::optional_text")]
+    pub brokers: Option<String>,
+    /// librdkafka properties that are passed through, e.g. `security.protocol`.
+    #[serde(deserialize_with = "scalar::text_map")]
+    pub kafka: BTreeMap<String, String>,
+    pub registry: Registry,
+    /// What Headwater keeps on this machine: the embedded broker's log, state, checkpoints.
+    #[serde(deserialize_with = "scalar::path")]
+    pub data_dir: PathBuf,
+    pub state: State,
+    pub lake: Lake,
+    pub http: Http,
+    pub worker: Worker,
+}
+
+/// The schema registry.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    #[serde(deserialize_with = "scalar::optional_text")]
+    pub url: Option<String>,
+}
+
+/// What operators remember.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    /// Where checkpoints are copied to; `None`: they stay in `data_dir`, on this machine only.
+    #[serde(deserialize_with = "scalar::optional_text")]
+    pub url: Option<String>,
+    /// Bytes of memory for uncommitted and committed layers of state, all tasks together.
+    #[serde(deserialize_with = "scalar::size")]
+    pub budget: u64,
+}
+
+/// Where tables lie.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lake {
+    /// `None`: `lake/` in `data_dir`.
+    #[serde(deserialize_with = "scalar::optional_text")]
+    pub url: Option<String>,
+}
+
+/// Metrics and health.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// `host:port`; port 0 takes a free one.
+    #[serde(deserialize_with = "scalar::text")]
+    pub listen: String,
+}
+
+/// How the workers of one process pace themselves. An epoch ends by time, rows or bytes, whichever is first.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Worker {
+    /// `None`: one per core.
+    #[serde(deserialize_with = "scalar::optional_count")]
+    pub threads: Option<usize>,
+    #[serde(deserialize_with = "scalar::duration")]
+    pub epoch: Duration,
+    #[serde(deserialize_with = "scalar::count")]
+    pub epoch_rows: usize,
+    #[serde(deserialize_with = "scalar::size")]
+    pub epoch_bytes: u64,
+    #[serde(deserialize_with = "scalar::duration")]
+    pub checkpoint_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            brokers: None,
+            kafka: BTreeMap::new(),
+            registry: Registry::default(),
+            data_dir: PathBuf::from(".headwater"),
+            state: State::default(),
+            lake: Lake::default(),
+            http: Http::default(),
+            worker: Worker::default(),
+        }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { url: None, budget: 256 << 20 }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9464".to_owned() }
+    }
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            epoch: Duration::from_millis(200),
+            epoch_rows: 500_000,
+            epoch_bytes: 64 << 20,
+            checkpoint_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Worker {
+    /// The threads to start: the number set, or one per core.
+    pub fn thread_count(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}

@@ -1,4 +1,20 @@
-//! What commands do, apart from the terminal: replay into a lake, verify, dead letters, topics, the demo.
+//! What commands do, without the command line: each function takes the cluster and its options, and prints
+//! through a [`Printer`], so that tests call what users call.
+//!
+//! Invariant: nothing here parses arguments or ends the process; [`ToolError`] says with which code to end.
 
+pub mod cluster;
+pub mod demo;
+mod error;
+pub mod init;
+mod input;
+mod printer;
 pub mod replay;
+mod stop;
+pub mod topic;
 pub mod verify;
+
+pub use error::{Result, ToolError};
+pub use input::StoppableInput;
+pub use printer::Printer;
+pub use stop::Stop;

@@ -1,0 +1,62 @@
+//! What can go wrong in a command, and with which exit code it ends.
+
+use crate::config::ConfigError;
+use crate::log::LogError;
+
+pub type Result<T, E = ToolError> = std::result::Result<T, E>;
+
+/// Why a command failed. `Display` is what stands after `error:`; [`ToolError::help`] what stands after `help:`.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// What the user gave is wrong: an argument, a file, a record.
+    #[error("{message}")]
+    Input { message: String, help: Option<String> },
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    /// The work itself failed, with everything that was given being right.
+    #[error("{message}")]
+    Failed { message: String, help: Option<String> },
+    /// Whoever read our output has gone (`| head`): no error, only the end.
+    #[error("the output was closed")]
+    ClosedPipe,
+}
+
+impl ToolError {
+    pub fn input(message: impl Into<String>) -> Self {
+        Self::Input { message: message.into(), help: None }
+    }
+    pub fn input_with_help(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Input { message: message.into(), help: Some(help.into()) }
+    }
+    /// An I/O error while doing `what`, e.g. `cannot read x.json`.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Config(error) => error.help(),
+            Self::Log(LogError::Unreachable { .. }) => Some(
+                "is the broker running, and is --brokers (or 'brokers' in the config) right? Without brokers the \
+                 embedded one is used"
+                    .to_owned(),
+            ),
+            Self::Input { help, .. } | Self::Failed { help, .. } => help.clone(),
+            Self::Log(_) | Self::Io { .. } | Self::ClosedPipe => None,
+        }
+    }
+
+    /// 0 good, 1 failed, 2 the user's input is wrong.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::ClosedPipe => 0,
+            Self::Config(_) | Self::Input { .. } | Self::Log(LogError::NoTopic { .. }) => 2,
+            Self::Log(_) | Self::Io { .. } | Self::Failed { .. } => 1,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Where commands print: lines and tables for people, one JSON object a line with `--json`.
+
+use std::io::{BufWriter, ErrorKind, Write};
+
+use serde::Serialize;
+
+use super::{Result, ToolError};
+
+/// A command's standard output.
+pub struct Printer {
+    out: Box<dyn Write>,
+    json: bool,
+}
+
+impl Printer {
+    pub fn stdout(json: bool) -> Self {
+        Self::new(Box::new(BufWriter::new(std::io::stdout().lock())), json)
+    }
+    pub fn new(out: Box<dyn Write>, json: bool) -> Self {
+        Self { out, json }
+    }
+
+    /// Whether `--json` was given.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
+    pub fn line(&mut self, line: &str) -> Result<()> {
+        self.bytes(line.as_bytes())
+    }
+
+    /// A line that need not be UTF-8: a record's value as it is.
+    pub fn bytes(&mut self, line: &[u8]) -> Result<()> {
+        self.out.write_all(line).and_then(|()| self.out.write_all(b"\n")).map_err(write_error)
+    }
+
+    pub fn object(&mut self, object: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_vec(object).map_err(|error| ToolError::Failed {
+            message: format!("cannot write JSON: {error}"),
+            help: None,
+        })?;
+        self.bytes(&text)
+    }
+
+    /// Columns as wide as their widest cell; cells that are numbers stand to the right.
+    pub fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<()> {
+        let width = |column: usize| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.chain([header[column].chars().count()]).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..header.len()).map(width).collect();
+        let numeric: Vec<bool> = (0..header.len())
+            .map(|column| !rows.is_empty() && rows.iter().all(|row| row[column].parse::<f64>().is_ok()))
+            .collect();
+        let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
+        for row in std::iter::once(&header).chain(rows) {
+            let cells = row.iter().zip(&widths).zip(&numeric).map(|((cell, &width), &numeric)| {
+                if numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            });
+            let line = cells.collect::<Vec<_>>().join("  ");
+            self.line(line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// What was printed is seen now: before waiting, and at the end.
+    pub fn flush(&mut self) -> Result<()> {
+        self.out.flush().map_err(write_error)
+    }
+}
+
+fn write_error(source: std::io::Error) -> ToolError {
+    match source.kind() {
+        ErrorKind::BrokenPipe => ToolError::ClosedPipe,
+        _ => ToolError::Io { what: "cannot write the output".to_owned(), source },
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A printer whose output can be read back.
+    #[derive(Clone, Default)]
+    pub struct Capture(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Capture {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("one thread").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Capture {
+        pub fn printer(&self, json: bool) -> Printer {
+            Printer::new(Box::new(self.clone()), json)
+        }
+        pub fn text(&self) -> String {
+            String::from_utf8(self.0.lock().expect("one thread").clone()).expect("UTF-8")
+        }
+    }
+
+    #[test]
+    fn a_table_aligns_names_left_and_numbers_right() {
+        let output = Capture::default();
+        let rows = [vec!["flights".to_owned(), "7".to_owned()], vec!["a".to_owned(), "27004".to_owned()]];
+        output.printer(false).table(&["TOPIC", "RECORDS"], &rows).expect("written");
+        assert_eq!(output.text(), "TOPIC    RECORDS\nflights        7\na          27004\n");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_told_apart_from_a_failure() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let error = Printer::new(Box::new(Closed), false).line("x").expect_err("closed");
+        assert_eq!(error.exit_code(), 0);
+    }
+}
