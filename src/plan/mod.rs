@@ -5,12 +5,57 @@
 //!
 //! Invariant: the same file gives the same plan, byte for byte (names, order of stages, fingerprint).
 
+mod build;
+mod declared;
+mod error;
+mod fingerprint;
+mod sql;
+mod stages;
+mod topology;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 
+pub use error::{PlanError, Problem};
+pub use fingerprint::diff;
+pub use topology::json_schema;
+
 use crate::operator::{AggregateSpec, CheckSpec, MapSpec, TumbleSpec};
 use crate::record::Micros;
+
+/// Reads a topology file.
+pub fn load(path: &Path) -> Result<Plan, PlanError> {
+    let file_name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text, &file_name),
+        Err(error) => Err(PlanError::new(vec![Problem {
+            file: file_name,
+            line: 0,
+            column: 0,
+            source_line: String::new(),
+            message: format!("cannot read the topology: {error}"),
+            help: None,
+        }])),
+    }
+}
+
+/// Reads the text of a topology; `file_name` is for messages.
+pub fn parse(text: &str, file_name: &str) -> Result<Plan, PlanError> {
+    build::plan(&error::SourceFile { name: file_name, text })
+}
+
+/// Which late rows a replay gives their place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// Those that the live run gave it.
+    AsLive,
+    /// Every window's grace is at least this long.
+    AtLeast(Micros),
+    /// No row is late.
+    All,
+}
 
 /// A topology, ready to run.
 #[derive(Clone, Debug)]
@@ -25,6 +70,47 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     pub sinks: Vec<SinkPlan>,
     pub max_drift: Micros,
+}
+
+impl Plan {
+    /// Raises the grace of every window; the fingerprint stays that of the topology.
+    pub fn with_late(self, late: &Late) -> Plan {
+        let least = match late {
+            Late::AsLive => return self,
+            Late::AtLeast(least) => *least,
+            Late::All => Micros::MAX,
+        };
+        self.with_aggregates(|spec| spec.grace = spec.grace.max(least))
+    }
+
+    /// For a bounded run, in which no origin is idle: a window's state goes with its close.
+    pub fn for_replay(self) -> Plan {
+        self.with_aggregates(|spec| spec.retention = 0)
+    }
+
+    /// Changes each aggregate once, in the stage before its exchange and in the one behind it.
+    fn with_aggregates(mut self, change: impl Fn(&mut AggregateSpec)) -> Plan {
+        for node in self.stages.iter_mut().flat_map(|stage| &mut stage.nodes) {
+            if let Work::PartialAggregate(spec) | Work::FinalAggregate(spec) = &mut node.work {
+                let mut changed = AggregateSpec::clone(spec);
+                change(&mut changed);
+                *spec = Arc::new(changed);
+            }
+        }
+        self.set_sink_grace();
+        self
+    }
+
+    fn set_sink_grace(&mut self) {
+        let total = stages::total_grace(&self.stages);
+        for (stage, grace) in self.stages.iter().zip(total) {
+            for node in &stage.nodes {
+                if let Work::Sink(sink) = node.work {
+                    self.sinks[sink].grace = grace;
+                }
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -101,7 +187,8 @@ pub struct SinkPlan {
     pub row_key: Vec<usize>,
     /// Index of window_end among the columns, for windowed views that still carry it.
     pub window_end: Option<usize>,
-    /// Grace of the view's window, for deciding which windows are closed.
+    /// How long after a window's end, by the origins' watermarks, its row is final: the grace of the view's
+    /// window and of those that it is made of.
     pub grace: Micros,
     pub topic: Option<TopicSink>,
     pub lake: Option<LakeSink>,

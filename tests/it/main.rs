@@ -4,4 +4,6 @@
 
 mod broker;
 mod log_conformance;
+mod plan;
 mod support;
+mod tidy;

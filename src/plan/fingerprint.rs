@@ -1,0 +1,205 @@
+//! What decides the content of the state, as text, and a hash of it.
+//!
+//! Invariant: comments, the order of keys, columns and views that no aggregate reads, sinks, and the file's
+//! name change neither.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::time::Duration;
+
+use datafusion_common::Column;
+use datafusion_common::tree_node::{Transformed, TreeNode};
+use datafusion_expr::Expr;
+
+use super::declared::{CheckSource, DeclaredSource, Settings};
+use super::sql::{Step, View};
+use super::{Stage, StageInput};
+use crate::operator::CheckedOtherwise;
+use crate::record::Micros;
+
+/// Of a description.
+pub(super) fn of(description: &str) -> String {
+    format!("{:032x}", xxhash_rust::xxh3::xxh3_128(description.as_bytes()))
+}
+
+/// A line for each thing that decides what the state holds; empty where there is no state.
+pub(super) fn describe(
+    stages: &[Stage],
+    sources: &[DeclaredSource],
+    checks: &[CheckSource],
+    views: &BTreeMap<String, View>,
+    settings: &Settings,
+) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut read: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut keyed: Vec<&Stage> =
+        stages.iter().filter(|stage| matches!(stage.input, StageInput::Exchange { .. })).collect();
+    keyed.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut stateful: Vec<(&str, &View)> = Vec::new();
+    for (name, view) in views {
+        let own = keyed.iter().any(|stage| {
+            *stage.name == **name
+                || stage.name.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))
+        });
+        if own {
+            stateful.push((name, view));
+        }
+    }
+    for (name, view) in stateful {
+        lines.push(format!("view {name}"));
+        let (origin, chain) = chain(view, views, &mut read);
+        lines.push(format!("  from {origin}"));
+        lines.extend(chain.into_iter().map(|line| format!("  {line}")));
+        lines.push(format!("  grace {}, retention {}", human(settings.grace), human(settings.retention)));
+    }
+    for source in sources {
+        let Some(read) = read.get(&source.name) else { continue };
+        lines.push(format!("source {}", source.name));
+        lines.push(format!("  topic {}, format json", source.topic));
+        let mut columns: BTreeSet<&str> = read.iter().map(String::as_str).collect();
+        columns.extend(source.event_time.as_deref());
+        let deciding = |check: &&CheckSource| {
+            check.source == source.name && check.spec.otherwise != CheckedOtherwise::Warn
+        };
+        for check in checks.iter().filter(deciding) {
+            columns.extend(check.columns.iter().map(String::as_str));
+        }
+        for column in source.columns.iter().collect::<Vec<_>>().into_iter() {
+            if columns.contains(column.name.as_str()) || source.strict {
+                lines.push(format!("  column {} {}", column.name, column.ty));
+            }
+        }
+        let first = lines.len() - lines.iter().rev().take_while(|line| line.starts_with("  column ")).count();
+        lines[first..].sort();
+        lines.push(format!("  event time {}", source.event_time.as_deref().unwrap_or("of the log")));
+        lines.push(format!(
+            "  out of orderness {}, at most {} ahead",
+            human(source.out_of_orderness),
+            human(source.max_ahead)
+        ));
+        let mut of_this: Vec<String> = checks
+            .iter()
+            .filter(deciding)
+            .map(|check| {
+                let otherwise =
+                    if check.spec.otherwise == CheckedOtherwise::Drop { "drop" } else { "dead letter" };
+                format!("  check {} (else {otherwise})", check.canonical)
+            })
+            .collect();
+        of_this.sort();
+        lines.extend(of_this);
+    }
+    let mut text = lines.join("\n");
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+/// A view's steps from its source, or from the view with state that it reads. Views without state have no
+/// names here.
+fn chain(
+    view: &View,
+    views: &BTreeMap<String, View>,
+    read: &mut BTreeMap<String, BTreeSet<String>>,
+) -> (String, Vec<String>) {
+    let aggregates = |view: &View| view.steps.iter().any(|step| matches!(step, Step::Aggregate { .. }));
+    let (origin, mut lines) = match views.get(&view.input) {
+        Some(input) if aggregates(input) => (view.input.clone(), Vec::new()),
+        Some(input) => chain(input, views, read),
+        None => {
+            let columns = read.entry(view.input.clone()).or_default();
+            columns.extend(view.read_names.iter().cloned());
+            (view.input.clone(), Vec::new())
+        }
+    };
+    // What follows the last aggregate decides nothing that is kept, unless another stage keeps it: that one
+    // then reads this view by name.
+    lines.extend(view.steps.iter().flat_map(step));
+    (origin, lines)
+}
+
+fn step(step: &Step) -> Vec<String> {
+    match step {
+        Step::Map { filter, project, output, .. } => {
+            let mut lines: Vec<String> =
+                filter.iter().map(|filter| format!("where {}", text(filter))).collect();
+            let columns = project.iter().flatten().zip(output.fields());
+            lines.extend(columns.map(|(expr, field)| format!("select {} as {}", text(expr), field.name())));
+            lines
+        }
+        Step::Tumble { time_column, size, offset, output } => {
+            let column = output.field(*time_column).name();
+            vec![format!("tumble over {column}, size {}, offset {}", human(*size), human(*offset))]
+        }
+        Step::Aggregate { groups, calls, .. } => {
+            let mut lines: Vec<String> =
+                groups.iter().map(|group| format!("group by {}", text(group))).collect();
+            for call in calls {
+                let mut line = format!("{:?}(", call.function).to_lowercase();
+                line.push_str(&call.argument.as_ref().map_or("*".to_string(), text));
+                line.push(')');
+                if let Some(filter) = &call.filter {
+                    // Writing to a string does not fail.
+                    let _ = write!(line, " where {}", text(filter));
+                }
+                lines.push(line);
+            }
+            lines
+        }
+    }
+}
+
+/// An expression without the names of the tables that its columns come from.
+pub(super) fn text(expr: &Expr) -> String {
+    let bare = expr.clone().unalias().transform(|expr| {
+        Ok(match expr {
+            Expr::Column(column) => Transformed::yes(Expr::Column(Column::new_unqualified(column.name))),
+            other => Transformed::no(other),
+        })
+    });
+    bare.map_or_else(|_| expr.to_string(), |bare| bare.data.to_string())
+}
+
+fn human(micros: Micros) -> String {
+    humantime::format_duration(Duration::from_micros(micros.unsigned_abs())).to_string()
+}
+
+/// What differs between two descriptions, a line each: `- gone`, `+ new`, under the unchanged heading that it
+/// belongs to.
+pub fn diff(old: &str, new: &str) -> Vec<String> {
+    let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
+    // Lengths of longest common subsequences of the tails.
+    let mut common = vec![vec![0_u32; new.len() + 1]; old.len() + 1];
+    for i in (0..old.len()).rev() {
+        for j in (0..new.len()).rev() {
+            common[i][j] = if old[i] == new[j] {
+                common[i + 1][j + 1] + 1
+            } else {
+                common[i + 1][j].max(common[i][j + 1])
+            };
+        }
+    }
+    let (mut i, mut j) = (0, 0);
+    let mut heading: Option<&str> = None;
+    let mut lines = Vec::new();
+    while i < old.len() || j < new.len() {
+        if i < old.len() && j < new.len() && old[i] == new[j] {
+            if !old[i].starts_with(' ') {
+                heading = Some(old[i]);
+            }
+            (i, j) = (i + 1, j + 1);
+            continue;
+        }
+        let removed = j == new.len() || (i < old.len() && common[i + 1][j] >= common[i][j + 1]);
+        let (sign, line) = if removed { ('-', old[i]) } else { ('+', new[j]) };
+        if line.starts_with(' ') {
+            lines.extend(heading.take().map(|heading| format!("  {heading}")));
+        } else {
+            heading = None;
+        }
+        lines.push(format!("{sign} {line}"));
+        if removed { i += 1 } else { j += 1 }
+    }
+    lines
+}

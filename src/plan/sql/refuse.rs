@@ -1,0 +1,338 @@
+//! What can't run as a stream, found in the parsed SQL, where places are known.
+
+use std::ops::ControlFlow;
+
+use datafusion_sql::sqlparser::ast::{
+    DuplicateTreatment, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, LimitClause,
+    ObjectName, Query, Select, SetExpr, Spanned, Statement, TableFactor, Visit, Visitor,
+};
+use datafusion_sql::sqlparser::tokenizer::Span;
+
+use super::context::{AGGREGATES, FUNCTIONS, is_deterministic};
+use super::{SqlProblem, nearest_function};
+
+/// What a walk over the parsed SQL found.
+#[derive(Default)]
+pub(super) struct Found {
+    /// The tables that are named, but for those that a WITH defines.
+    pub reads: Vec<(String, u64, u64)>,
+    pub group_by: (u64, u64),
+    with: Vec<String>,
+}
+
+pub(super) fn query(statement: &Statement) -> Result<Found, SqlProblem> {
+    if !matches!(statement, Statement::Query(_)) {
+        return Err(SqlProblem::at(
+            statement.span(),
+            "a view is a SELECT",
+            "say where its rows go under `sinks:`",
+        ));
+    }
+    let mut found = Found::default();
+    match statement.visit(&mut found) {
+        ControlFlow::Break(problem) => Err(problem),
+        ControlFlow::Continue(()) => {
+            let with = std::mem::take(&mut found.with);
+            found.reads.retain(|(name, ..)| !with.contains(name));
+            Ok(found)
+        }
+    }
+}
+
+pub(super) fn expression(expr: &Expr) -> Result<(), SqlProblem> {
+    if let ControlFlow::Break(problem) = expr.visit(&mut Found::default()) {
+        return Err(problem);
+    }
+    let mut aggregates = Aggregates;
+    match expr.visit(&mut aggregates) {
+        ControlFlow::Break(problem) => Err(problem),
+        ControlFlow::Continue(()) => Ok(()),
+    }
+}
+
+/// Finds aggregates, which a check can't have.
+struct Aggregates;
+
+impl Visitor for Aggregates {
+    type Break = SqlProblem;
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<SqlProblem> {
+        match expr {
+            Expr::Function(function) if FUNCTIONS.aggregate.contains_key(&lower(&function.name)) => refuse(
+                function.name.span(),
+                "a check sees one record, so it can't aggregate",
+                "aggregate in a view and check there with `having`",
+            ),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+impl Visitor for Found {
+    type Break = SqlProblem;
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<SqlProblem> {
+        if let Some(with) = &query.with {
+            if with.recursive {
+                return refuse(
+                    with.span(),
+                    "a recursive WITH can't run as a stream",
+                    "write each step as a view of its own",
+                );
+            }
+            self.with.extend(with.cte_tables.iter().map(|table| table.alias.name.value.to_lowercase()));
+        }
+        if let Some(order_by) = &query.order_by {
+            return refuse(
+                order_by.span(),
+                "ORDER BY: a stream has no end, so it can't be sorted",
+                "leave it out and sort where the rows are read",
+            );
+        }
+        if let Some(limit) = &query.limit_clause {
+            let place = match limit {
+                LimitClause::LimitOffset { limit: Some(limit), .. } => limit.span(),
+                LimitClause::LimitOffset { offset: Some(offset), .. } => offset.value.span(),
+                LimitClause::OffsetCommaLimit { offset, .. } => offset.span(),
+                LimitClause::LimitOffset { .. } => query.body.span(),
+            };
+            return refuse(
+                place,
+                "LIMIT and OFFSET: which rows come first would depend on timing",
+                "leave it out, or take min, max, first or last by window",
+            );
+        }
+        if query.fetch.is_some() || !query.pipe_operators.is_empty() || query.for_clause.is_some() {
+            return refuse(
+                query.body.span(),
+                "FETCH, FOR and pipes can't run as a stream",
+                "write a plain SELECT",
+            );
+        }
+        match query.body.as_ref() {
+            SetExpr::Select(_) | SetExpr::Query(_) => ControlFlow::Continue(()),
+            SetExpr::SetOperation { op, right, .. } => refuse(
+                right.span(),
+                format!("{op} is not built yet"),
+                "make each side a view with a sink of its own; two sinks may write the same topic",
+            ),
+            other => refuse(other.span(), "a view reads a source or another view", "write select … from …"),
+        }
+    }
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<SqlProblem> {
+        if select.distinct.is_some() {
+            return refuse(
+                select.select_token.0.span,
+                "DISTINCT would have to remember every row for ever",
+                "group by the columns over a window: select window_start, … from tumble(…) group by window_start, …",
+            );
+        }
+        if let GroupByExpr::Expressions(expressions, _) = &select.group_by
+            && let Some(first) = expressions.first()
+            && self.group_by == (0, 0)
+        {
+            self.group_by = place(first.span());
+        }
+        if self.group_by == (0, 0) {
+            self.group_by = place(select.select_token.0.span);
+        }
+        if let Some(qualify) = &select.qualify {
+            return refuse(
+                qualify.span(),
+                "QUALIFY is not built yet",
+                "aggregate over a tumble window instead",
+            );
+        }
+        let joined = select
+            .from
+            .iter()
+            .flat_map(|from| from.joins.iter().map(|join| join.relation.span()))
+            .chain(select.from.iter().skip(1).map(|from| from.relation.span()))
+            .next();
+        match joined {
+            Some(joined) => refuse(
+                joined,
+                "joins are not built yet",
+                "read one source or view; sources that carry all columns need no join",
+            ),
+            None if select.from.is_empty() => refuse(
+                select.select_token.0.span,
+                "this reads nothing: there is no FROM",
+                "read a source or a view: select … from departures",
+            ),
+            None => ControlFlow::Continue(()),
+        }
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<SqlProblem> {
+        match factor {
+            TableFactor::Table { name, args: None, .. } => {
+                self.read(name);
+                ControlFlow::Continue(())
+            }
+            TableFactor::Table { name, args: Some(arguments), .. } => match lower(name).as_str() {
+                "tumble" => {
+                    use datafusion_sql::sqlparser::ast::{FunctionArg, FunctionArgExpr};
+                    if let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Identifier(table)))) =
+                        arguments.args.first()
+                    {
+                        self.read(&ObjectName::from(vec![table.clone()]));
+                    }
+                    ControlFlow::Continue(())
+                }
+                other @ ("hop" | "cumulate" | "session") => refuse(
+                    name.span(),
+                    format!("{other} windows are not built yet"),
+                    "use tumble(table, column, size)",
+                ),
+                other => refuse(
+                    name.span(),
+                    format!("there is no table function '{other}'"),
+                    "use tumble(table, column, size)",
+                ),
+            },
+            TableFactor::Derived { lateral: false, .. } => ControlFlow::Continue(()),
+            other => refuse(
+                other.span(),
+                "this kind of FROM can't run as a stream",
+                "read a source, a view, tumble(…) or a subquery",
+            ),
+        }
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<SqlProblem> {
+        match expr {
+            Expr::Function(function) => check_function(function),
+            Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. } => refuse(
+                expr.span(),
+                "a subquery in an expression is a join, and joins are not built yet",
+                "write the values out: origin in ('EWR', 'JFK')",
+            ),
+            Expr::Rollup(_) | Expr::Cube(_) | Expr::GroupingSets(_) => {
+                refuse(expr.span(), "grouping sets are not built yet", "make one view for each grouping")
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+impl Found {
+    fn read(&mut self, name: &ObjectName) {
+        let (line, column) = place(name.span());
+        self.reads.push((table_name(name), line, column));
+    }
+}
+
+fn check_function(function: &Function) -> ControlFlow<SqlProblem> {
+    let name = lower(&function.name);
+    let place = function.name.span();
+    if name == "descriptor" {
+        return ControlFlow::Continue(());
+    }
+    if function.over.is_some() {
+        return refuse(
+            place,
+            "window functions (OVER) are not built yet",
+            "aggregate over a tumble window with group by",
+        );
+    }
+    if !is_deterministic(&name) {
+        return refuse(
+            place,
+            format!("{name}() differs from one run to the next, so a replay would not equal the live run"),
+            "use a column of the record, such as its event time",
+        );
+    }
+    if let Some(help) = through_nanoseconds(&name) {
+        return refuse(
+            place,
+            format!("{name} goes through nanoseconds, which hold only the years 1678 to 2261"),
+            help,
+        );
+    }
+    let is_aggregate = FUNCTIONS.aggregate.contains_key(&name);
+    if !is_aggregate && !FUNCTIONS.scalar.contains_key(&name) {
+        let help = match nearest_function(&name) {
+            Some(near) => format!("did you mean '{near}'?"),
+            None => "string, math, date and regex functions are DataFusion's".to_string(),
+        };
+        return refuse(place, format!("unknown function '{name}'"), help);
+    }
+    if is_aggregate {
+        let canonical = FUNCTIONS.aggregate.get(&name).map(|function| function.name().to_string());
+        if !canonical.is_some_and(|name| AGGREGATES.contains(&name.as_str())) {
+            return refuse(
+                place,
+                format!("the aggregate {name} is not built yet"),
+                "the aggregates are count, sum, avg, min, max, first and last",
+            );
+        }
+        return check_aggregate(function, &name);
+    }
+    ControlFlow::Continue(())
+}
+
+fn check_aggregate(function: &Function, name: &str) -> ControlFlow<SqlProblem> {
+    let place = function.name.span();
+    if !function.within_group.is_empty() {
+        return refuse(place, "WITHIN GROUP is not built yet", "use first or last, which go by event time");
+    }
+    if function.null_treatment.is_some() {
+        return refuse(
+            place,
+            "IGNORE NULLS and RESPECT NULLS are not built yet",
+            format!("filter the nulls: {name}(x) filter (where x is not null)"),
+        );
+    }
+    let FunctionArguments::List(list) = &function.args else { return ControlFlow::Continue(()) };
+    if list.duplicate_treatment == Some(DuplicateTreatment::Distinct) {
+        return refuse(
+            place,
+            format!("{name}(distinct …) is not built yet"),
+            "group by the column in one view, over the same window, and aggregate that view",
+        );
+    }
+    match list.clauses.first() {
+        Some(FunctionArgumentClause::OrderBy(_)) => refuse(
+            place,
+            "ORDER BY inside an aggregate is not built yet",
+            "first and last already go by event time",
+        ),
+        Some(other) => {
+            refuse(place, format!("'{other}' inside an aggregate is not built yet"), "leave it out")
+        }
+        None => ControlFlow::Continue(()),
+    }
+}
+
+/// Functions that keep time as 64-bit nanoseconds inside, with what to use.
+fn through_nanoseconds(name: &str) -> Option<&'static str> {
+    match name {
+        "to_timestamp" | "to_timestamp_nanos" => {
+            Some("use cast(x as timestamp) for text, to_timestamp_micros(x) for integers")
+        }
+        "to_local_time" => Some("all timestamps are UTC already"),
+        _ => None,
+    }
+}
+
+fn refuse(place: Span, message: impl Into<String>, help: impl Into<String>) -> ControlFlow<SqlProblem> {
+    ControlFlow::Break(SqlProblem::at(place, message, help))
+}
+
+fn place(span: Span) -> (u64, u64) {
+    (span.start.line, span.start.column)
+}
+
+fn lower(name: &ObjectName) -> String {
+    name.to_string().to_lowercase()
+}
+
+/// As DataFusion normalizes it: lower case unless quoted.
+fn table_name(name: &ObjectName) -> String {
+    match name.0.last().and_then(|part| part.as_ident()) {
+        Some(ident) if ident.quote_style.is_none() => ident.value.to_lowercase(),
+        Some(ident) => ident.value.clone(),
+        None => name.to_string(),
+    }
+}

@@ -1,0 +1,3 @@
+//! Topology files to plans: goldens of whole plans and of every message.
+
+mod flights;
