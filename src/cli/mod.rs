@@ -3,13 +3,17 @@
 //! Exit codes: 0 good, 1 failed, 2 what the user gave is wrong. An error is printed once, on stderr, as
 //! `error: …` and, where there is something to do about it, `help: …`.
 
+mod broker;
+mod check;
 mod init;
+mod schema;
 mod topic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
 use crate::tool::cluster::{self, Cluster};
@@ -37,7 +41,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    Check(check::Check),
+    Schema(schema::Schema),
     Topic(topic::Topic),
+    Broker(broker::Broker),
 }
 
 /// What every command takes. A flag wins over the file.
@@ -82,14 +89,15 @@ impl Global {
     }
 
     fn start_log(&self) {
-        let level = match self.verbose {
-            0 => tracing::Level::WARN,
-            1 => tracing::Level::INFO,
-            _ => tracing::Level::DEBUG,
+        // What the client library says of a broken connection it says each time; our own error says it once.
+        let filter = match self.verbose {
+            0 => "warn,librdkafka=error",
+            1 => "info",
+            _ => "debug",
         };
         // A second start in one process keeps the first: nothing is lost by that.
         let _ = tracing_subscriber::fmt()
-            .with_max_level(level)
+            .with_env_filter(EnvFilter::new(filter))
             .with_writer(std::io::stderr)
             .with_target(false)
             .try_init();
@@ -102,17 +110,19 @@ pub fn main() -> ExitCode {
     global.start_log();
     let outcome = match command {
         Command::Init(init) => init.run(&global),
+        Command::Check(check) => check.run(&global),
+        Command::Schema(schema) => schema.run(&global),
+        Command::Broker(broker) => broker.run(&global),
         Command::Topic(topic) => topic.run(&global),
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    let code = error.exit_code();
-    if code != 0 {
-        eprintln!("error: {error}");
-        if let Some(help) = error.help() {
-            eprintln!("help: {help}");
-        }
+    for message in error.messages() {
+        eprintln!("error: {message}");
     }
-    ExitCode::from(code)
+    if let Some(help) = error.help() {
+        eprintln!("help: {help}");
+    }
+    ExitCode::from(error.exit_code())
 }
 
 #[cfg(test)]

@@ -166,7 +166,11 @@ impl Produce {
     fn run(self, global: &Global) -> Result<()> {
         let mut out = global.printer();
         let stop = Stop::on_signals()?;
-        let name = if self.file.as_os_str() == "-" { "-".into() } else { self.file.display().to_string() };
+        let name = if self.file.as_os_str() == "-" {
+            "standard input".to_owned()
+        } else {
+            self.file.display().to_string()
+        };
         let mut input: Box<dyn BufRead> = if self.file.as_os_str() == "-" {
             Box::new(BufReader::new(StoppableInput::new(std::io::stdin(), stop.clone())))
         } else {

@@ -1,7 +1,9 @@
 //! What can go wrong in a command, and with which exit code it ends.
 
+use crate::broker::BrokerError;
 use crate::config::ConfigError;
 use crate::log::LogError;
+use crate::plan::PlanError;
 
 pub type Result<T, E = ToolError> = std::result::Result<T, E>;
 
@@ -12,6 +14,11 @@ pub enum ToolError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// Topology files with all that is wrong with them.
+    #[error("{}", .0.iter().map(PlanError::to_string).collect::<Vec<_>>().join("\n"))]
+    Topology(Vec<PlanError>),
     /// What the user gave is wrong: an argument, a file, a record.
     #[error("{message}")]
     Input { message: String, help: Option<String> },
@@ -20,6 +27,9 @@ pub enum ToolError {
     /// The work itself failed, with everything that was given being right.
     #[error("{message}")]
     Failed { message: String, help: Option<String> },
+    /// What is wrong stands in the output already.
+    #[error("see the output")]
+    Reported { exit_code: u8 },
     /// Whoever read our output has gone (`| head`): no error, only the end.
     #[error("the output was closed")]
     ClosedPipe,
@@ -38,6 +48,17 @@ impl ToolError {
         move |source| Self::Io { what, source }
     }
 
+    /// What to print on stderr, each after `error:`.
+    pub fn messages(&self) -> Vec<String> {
+        match self {
+            Self::ClosedPipe | Self::Reported { .. } => Vec::new(),
+            Self::Topology(errors) => {
+                errors.iter().flat_map(PlanError::problems).map(ToString::to_string).collect()
+            }
+            other => vec![other.to_string()],
+        }
+    }
+
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Config(error) => error.help(),
@@ -47,7 +68,12 @@ impl ToolError {
                     .to_owned(),
             ),
             Self::Input { help, .. } | Self::Failed { help, .. } => help.clone(),
-            Self::Log(_) | Self::Io { .. } | Self::ClosedPipe => None,
+            Self::Log(_)
+            | Self::Broker(_)
+            | Self::Topology(_)
+            | Self::Io { .. }
+            | Self::Reported { .. }
+            | Self::ClosedPipe => None,
         }
     }
 
@@ -55,8 +81,18 @@ impl ToolError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::ClosedPipe => 0,
-            Self::Config(_) | Self::Input { .. } | Self::Log(LogError::NoTopic { .. }) => 2,
-            Self::Log(_) | Self::Io { .. } | Self::Failed { .. } => 1,
+            Self::Reported { exit_code } => *exit_code,
+            Self::Config(_)
+            | Self::Topology(_)
+            | Self::Input { .. }
+            | Self::Log(LogError::NoTopic { .. }) => 2,
+            Self::Log(_) | Self::Broker(_) | Self::Io { .. } | Self::Failed { .. } => 1,
         }
+    }
+}
+
+impl From<PlanError> for ToolError {
+    fn from(error: PlanError) -> Self {
+        Self::Topology(vec![error])
     }
 }

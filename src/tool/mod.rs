@@ -3,6 +3,8 @@
 //!
 //! Invariant: nothing here parses arguments or ends the process; [`ToolError`] says with which code to end.
 
+pub mod broker;
+pub mod check;
 pub mod cluster;
 pub mod demo;
 mod error;

@@ -8,3 +8,4 @@ mod lake;
 mod log_conformance;
 mod plan;
 mod support;
+mod tidy;

@@ -22,7 +22,7 @@ struct Written<'a> {
 /// Writes the example into `directory` and says what to do next.
 pub fn init(directory: &Path, out: &mut Printer) -> Result<()> {
     let targets: Vec<(PathBuf, &str)> =
-        FILES.iter().map(|(path, text)| (directory.join(path), *text)).collect();
+        FILES.iter().map(|(path, text)| (joined(directory, path), *text)).collect();
     if let Some((path, _)) = targets.iter().find(|(path, _)| path.exists()) {
         return Err(ToolError::input_with_help(
             format!("{} exists already, and init overwrites nothing", path.display()),
@@ -46,6 +46,7 @@ pub fn init(directory: &Path, out: &mut Printer) -> Result<()> {
         out.line(&format!("  cd {}", directory.display()))?;
     }
     for step in [
+        "  headwater check topologies/example/example.yaml",
         "  headwater topic produce example.orders topologies/example/orders.ndjson --partitions 1",
         "  headwater topic tail example.orders",
         "  headwater topic infer example.orders",
@@ -53,6 +54,10 @@ pub fn init(directory: &Path, out: &mut Printer) -> Result<()> {
         out.line(step)?;
     }
     Ok(())
+}
+
+fn joined(directory: &Path, path: &str) -> PathBuf {
+    if directory == Path::new(".") { PathBuf::from(path) } else { directory.join(path) }
 }
 
 fn write_new(path: &Path, text: &str) -> Result<()> {

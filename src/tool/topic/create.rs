@@ -24,6 +24,7 @@ struct Created<'a> {
 
 /// Creates a topic and says so; a topic that exists already is an error.
 pub fn create(log: &dyn Log, options: &CreateOptions, out: &mut Printer) -> Result<()> {
+    name_checked(&options.topic)?;
     if let Some(partitions) = log.partitions(&options.topic)? {
         return Err(ToolError::input(format!(
             "the topic '{}' exists already, with {partitions} partition{}",
@@ -47,6 +48,16 @@ pub(super) fn create_topic(
     partitions: i32,
     config: &BTreeMap<String, String>,
 ) -> Result<TopicSpec> {
+    name_checked(topic)?;
+    let mut config = config.clone();
+    config.entry("message.timestamp.type".to_owned()).or_insert_with(|| "LogAppendTime".to_owned());
+    let spec = TopicSpec { name: topic.to_owned(), partitions, config };
+    log.create_topics(std::slice::from_ref(&spec))?;
+    Ok(spec)
+}
+
+/// Kafka's rule for names, told before the broker is asked.
+fn name_checked(topic: &str) -> Result<()> {
     let well_named = (1..=249).contains(&topic.len())
         && topic.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
         && topic != "."
@@ -57,9 +68,5 @@ pub(super) fn create_topic(
             "Kafka takes 1 to 249 of the letters a-z A-Z 0-9 . _ -",
         ));
     }
-    let mut config = config.clone();
-    config.entry("message.timestamp.type".to_owned()).or_insert_with(|| "LogAppendTime".to_owned());
-    let spec = TopicSpec { name: topic.to_owned(), partitions, config };
-    log.create_topics(std::slice::from_ref(&spec))?;
-    Ok(spec)
+    Ok(())
 }

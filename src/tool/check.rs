@@ -1,0 +1,89 @@
+//! `check`: is a topology file right, and what is made of it?
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::plan::{self, Plan, PlanError, Problem, StageInput};
+
+use super::{Printer, Result, ToolError};
+
+#[derive(Serialize)]
+struct Checked<'a> {
+    file: &'a Path,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topology: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fingerprint: Option<&'a str>,
+    problems: Vec<Found<'a>>,
+}
+
+#[derive(Serialize)]
+struct Found<'a> {
+    line: usize,
+    column: usize,
+    message: &'a str,
+    help: Option<&'a str>,
+}
+
+/// Validates every file and says what each reads and writes; all problems of all files are one error.
+pub fn check(files: &[PathBuf], out: &mut Printer) -> Result<()> {
+    let mut wrong: Vec<PlanError> = Vec::new();
+    for file in files {
+        let outcome = plan::load(file);
+        if out.json() {
+            out.object(&checked(file, &outcome))?;
+        } else if let Ok(plan) = &outcome {
+            describe(file, plan, out)?;
+        }
+        wrong.extend(outcome.err());
+    }
+    match wrong.is_empty() {
+        true => Ok(()),
+        false if out.json() => Err(ToolError::Reported { exit_code: 2 }),
+        false => Err(ToolError::Topology(wrong)),
+    }
+}
+
+/// Prints the JSON Schema of topology files.
+pub fn print_schema(out: &mut Printer) -> Result<()> {
+    out.line(&format!("{:#}", plan::json_schema()))
+}
+
+fn checked<'a>(file: &'a Path, outcome: &'a Result<Plan, PlanError>) -> Checked<'a> {
+    let problems = outcome.as_ref().err().map(PlanError::problems).unwrap_or_default();
+    let found = |problem: &'a Problem| Found {
+        line: problem.line,
+        column: problem.column,
+        message: &problem.message,
+        help: problem.help.as_deref(),
+    };
+    Checked {
+        file,
+        ok: outcome.is_ok(),
+        topology: outcome.as_ref().ok().map(|plan| &*plan.name),
+        fingerprint: outcome.as_ref().ok().map(|plan| plan.fingerprint.as_str()),
+        problems: problems.iter().map(found).collect(),
+    }
+}
+
+fn describe(file: &Path, plan: &Plan, out: &mut Printer) -> Result<()> {
+    out.line(&format!("{}: the topology '{}' is right ({})", file.display(), plan.name, plan.fingerprint))?;
+    for source in &plan.sources {
+        let columns: Vec<&str> = source.read.iter().map(|column| column.name.as_str()).collect();
+        out.line(&format!("  source {} reads {}: {}", source.name, source.topic, columns.join(", ")))?;
+    }
+    for stage in plan.stages.iter().filter(|stage| matches!(stage.input, StageInput::Exchange { .. })) {
+        out.line(&format!("  stage  {} meets by key in {}.exchange.{}", stage.name, plan.name, stage.name))?;
+    }
+    for sink in &plan.sinks {
+        if let Some(topic) = &sink.topic {
+            out.line(&format!("  sink   {} goes to the topic {}", sink.view, topic.topic))?;
+        }
+        if let Some(lake) = &sink.lake {
+            out.line(&format!("  sink   {} goes to the lake as {}", sink.view, lake.table))?;
+        }
+    }
+    Ok(())
+}
