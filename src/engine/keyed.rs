@@ -211,6 +211,19 @@ impl KeyedTask {
         outputs.take_rejected(&mut self.passed, &self.partition, self.offset);
     }
 
+    /// Windows (each with its key) that no watermark has closed yet.
+    pub fn open_windows(&self) -> Result<u64> {
+        let mut open = 0;
+        if let Some(spec) = keyed_aggregate(&self.plan.stages[self.stage]) {
+            let (from, to) = open_keys(spec);
+            lock(&self.state)?.scan(&from, &to, &mut |_, _| {
+                open += 1;
+                std::ops::ControlFlow::Continue(())
+            })?;
+        }
+        Ok(open)
+    }
+
     pub fn metadata(&self) -> OffsetMetadata {
         let mut metadata = OffsetMetadata::new(self.watermark());
         metadata.expired = self.expired;

@@ -27,6 +27,8 @@ pub struct TaskProgress {
     pub idle: bool,
     pub counters: Counters,
     pub expired: u64,
+    /// Windows (each with its key) that are open; counted when the task stops, as counting reads all of them.
+    pub open_windows: Option<u64>,
     pub state_bytes: usize,
     /// The last checkpoint's offset, bytes and seconds.
     pub checkpoint: Option<(i64, usize, f64)>,
@@ -78,6 +80,13 @@ impl Progress {
         self.write(|inner| {
             if let Some(task) = inner.tasks.get_mut(partition) {
                 task.checkpoint = Some((offset, bytes, seconds));
+            }
+        });
+    }
+    pub(super) fn open_windows(&self, partition: &TopicPartition, open: u64) {
+        self.write(|inner| {
+            if let Some(task) = inner.tasks.get_mut(partition) {
+                task.open_windows = Some(open);
             }
         });
     }

@@ -443,6 +443,7 @@ impl<'a> Shared<'a> {
             idle: false,
             counters: *task.counters(),
             expired: 0,
+            open_windows: None,
             state_bytes: 0,
             checkpoint: None,
         };

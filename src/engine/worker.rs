@@ -93,6 +93,11 @@ impl<'a> Worker<'a> {
         match &ended {
             Ok(Ended::Stopped) => {
                 self.finish_checkpoints(true)?;
+                for (partition, slot) in &self.slots {
+                    if let Task::Keyed(task) = &slot.task {
+                        self.shared.progress.open_windows(partition, task.open_windows()?);
+                    }
+                }
                 self.member.leave()?;
             }
             _ => {
@@ -547,6 +552,7 @@ impl<'a> Worker<'a> {
                 idle: task.is_idle(),
                 counters: *task.counters(),
                 expired: 0,
+                open_windows: None,
                 state_bytes: 0,
                 checkpoint: None,
             },
@@ -559,6 +565,7 @@ impl<'a> Worker<'a> {
                 idle: false,
                 counters: Default::default(),
                 expired: task.metadata().expired,
+                open_windows: None,
                 state_bytes: lock(task.state()).map_or(0, |state| state.memory_bytes()),
                 checkpoint: None,
             },
