@@ -42,6 +42,74 @@ fn a_row_is_late_by_its_own_watermark_and_grace() {
     assert!(again.batches.is_empty(), "an epoch's rows are handed over once");
 }
 
+/// `sum(100 / integer)`, which fails where the integer is 0.
+fn shares(guarded: bool) -> AggregateSpec {
+    let schema = input_schema();
+    let integer = column(&schema, "integer");
+    let mut shares = call(&schema, Function::Sum, None, DataType::Int64);
+    let share = binary(lit(100i64), BinaryOperator::Divide, Arc::clone(&integer), &schema);
+    shares.argument = Some(share.unwrap());
+    if guarded {
+        shares.filter = Some(binary(integer, BinaryOperator::NotEq, lit(0i64), &schema).unwrap());
+    }
+    spec_of(schema, &["key", "window_end"], vec![shares], Order::Source, false)
+}
+
+#[test]
+fn a_row_whose_argument_fails_is_rejected_and_neither_taken_nor_counted() {
+    let mut operator = PartialAggregate::new(Arc::new(shares(false))).unwrap();
+    let mut out = Output::default();
+    let mut rows = batch(&[row(0, 10, 50), row(1, 10, 0), row(2, 10, 25), row(3, 10, 0)], Micros::MIN);
+    if let Some(source) = &mut rows.source {
+        source.watermark = vec![0, 0, 0, 100].into();
+    }
+    operator.process(0, &rows, &mut out).unwrap();
+    operator.flush(&mut out).unwrap();
+    assert_eq!(out.taken, [0, 2]);
+    assert_eq!(out.rejected.iter().map(|row| row.record).collect::<Vec<_>>(), [Some(1)]);
+    assert_eq!(out.late.iter().map(|row| row.record).collect::<Vec<_>>(), [3]);
+    let rows = out.batches[0].rows.column_by_name("_rows").unwrap();
+    assert_eq!(rows.as_primitive::<Int64Type>().values(), &[2]);
+}
+
+#[test]
+fn a_filter_keeps_rows_from_an_argument_that_would_fail() {
+    let spec = Arc::new(shares(true));
+    let mut operator = FinalAggregate::new(Arc::clone(&spec), empty_state()).unwrap();
+    let mut out = Output::default();
+    let rows = batch(&[row(0, 10, 50), row(1, 10, 0), row(2, 10, 25)], Micros::MIN);
+    operator.process(0, &partial(&spec, &[rows])[0], &mut out).unwrap();
+    operator.advance(100, &mut out).unwrap();
+    assert_eq!(out.batches[0].rows.column(2).as_primitive::<Int64Type>().values(), &[6]);
+}
+
+#[test]
+fn damaged_state_is_an_error() {
+    let spec = Arc::new(spec());
+    let state = empty_state();
+    let feed = || partial(&spec, &[batch(&[row(0, 10, 1)], Micros::MIN)]).remove(0);
+    let mut out = Output::default();
+    let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+    operator.process(0, &feed(), &mut out).unwrap();
+    operator.flush(&mut out).unwrap();
+    let mut stored = Vec::new();
+    let collect = &mut |key: &[u8], value: &[u8]| {
+        stored.push((key.to_vec(), value.to_vec()));
+        std::ops::ControlFlow::Continue(())
+    };
+    state.lock().unwrap().scan(&[], &[], collect).unwrap();
+    let (key, value) = stored.remove(0);
+    for place in 0..value.len() {
+        let mut damaged = value.clone();
+        damaged[place] ^= 1;
+        state.lock().unwrap().put(key.clone(), damaged);
+        let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+        operator.process(0, &feed(), &mut out).unwrap();
+        let error = operator.flush(&mut out).unwrap_err();
+        assert!(error.to_string().contains("damaged"), "{error}");
+    }
+}
+
 #[test]
 fn rows_of_expired_windows_are_named_and_those_of_closed_ones_corrected() {
     let mut short = spec();
