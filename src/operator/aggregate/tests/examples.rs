@@ -153,6 +153,29 @@ fn without_retention_a_row_for_a_closed_window_is_an_error() {
 }
 
 #[test]
+fn a_row_that_is_taken_back_before_it_is_added_shows_nowhere() {
+    let mut changing = spec();
+    changing.changes = true;
+    changing.retention = 1_000;
+    let spec = Arc::new(changing);
+    let mut operator = FinalAggregate::new(Arc::clone(&spec), empty_state()).unwrap();
+    let mut feed = |row: Row, weight: i64| {
+        let mut out = Output::default();
+        let mut change = batch(&[row], Micros::MIN);
+        change.weight = Some(vec![weight].into());
+        operator.advance(100, &mut out).unwrap();
+        operator.process(0, &partial(&spec, &[change])[0], &mut out).unwrap();
+        operator.flush(&mut out).unwrap();
+        let shown = |batch: &Batch| (batch.num_rows(), batch.weight(0));
+        out.batches.iter().map(shown).collect::<Vec<_>>()
+    };
+    assert_eq!(feed(row(0, 10, 1), -1), []);
+    assert_eq!(feed(row(1, 20, 2), 1), []);
+    assert_eq!(feed(row(0, 10, 1), 1), [(1, 1)]);
+    assert_eq!(feed(row(1, 20, 2), -1), [(1, -1)]);
+}
+
+#[test]
 fn windows_close_in_order_of_window_and_key_and_only_when_due() {
     let mut endless = spec();
     endless.grace = Micros::MAX;

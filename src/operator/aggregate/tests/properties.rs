@@ -205,9 +205,16 @@ proptest! {
                 prop_assert_eq!(integer(12), sum(&positive));
                 let strings = batch.rows.column(16).as_string::<i32>();
                 prop_assert_eq!(strings.is_valid(index).then(|| strings.value(index)), key);
-                let decimals = batch.rows.column(17).as_primitive::<Decimal128Type>();
+                let decimal = |column: usize| {
+                    let column = batch.rows.column(column + 3).as_primitive::<Decimal128Type>();
+                    column.is_valid(index).then(|| column.value(index))
+                };
+                let decimal_sum = sum(&integers).map(i128::from);
+                prop_assert_eq!(decimal(6), decimal_sum);
+                let mean = decimal_sum.map(|sum| sum * 10_000 / integers.len() as i128);
+                prop_assert_eq!(decimal(7), mean);
                 let greatest = integers.iter().copied().max().map(i128::from);
-                prop_assert_eq!(decimals.is_valid(index).then(|| decimals.value(index)), greatest);
+                prop_assert_eq!(decimal(14), greatest);
             }
         }
         prop_assert_eq!(seen, groups.len());
