@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use super::evaluate::{by_halves, reject, truths, values};
+use arrow::array::ArrayRef;
+
+use super::evaluate::{Evaluated, by_halves, reject, truths, values};
 use super::{Input, MapSpec, Operator, Output, Result};
 use crate::record::{Batch, Micros};
 
@@ -31,14 +33,20 @@ impl Operator for Map {
                     Some(filter) => piece.filter(&truths(filter, piece)?)?,
                     None => piece.clone(),
                 };
-                let Some(project) = &spec.project else { return Ok(kept) };
-                let columns = project.iter().map(|expression| values(expression, &kept));
-                Ok(kept.with_columns(Arc::clone(&spec.output), columns.collect::<Result<_, _>>()?)?)
+                // Constants may fail where there is no row to blame.
+                let project = spec.project.iter().flatten().filter(|_| kept.num_rows() > 0);
+                let columns: Vec<ArrayRef> =
+                    project.map(|expression| values(expression, &kept)).collect::<Evaluated<_>>()?;
+                Ok((kept, columns))
             },
-            &mut |_, mapped| {
-                if mapped.num_rows() > 0 {
-                    batches.push(mapped);
+            &mut |_, (kept, columns)| {
+                if kept.num_rows() == 0 {
+                    return Ok(());
                 }
+                batches.push(match &spec.project {
+                    Some(_) => kept.with_columns(Arc::clone(&spec.output), columns)?,
+                    None => kept,
+                });
                 Ok(())
             },
             &mut |row, error| {
@@ -65,6 +73,8 @@ impl Operator for Map {
 mod tests {
     use arrow::array::AsArray;
     use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use datafusion_expr::Operator as BinaryOperator;
+    use datafusion_physical_expr::expressions::{binary, lit};
     use proptest::prelude::*;
 
     use super::super::testing::{hundred_over_number, number_above, numbers, records};
@@ -92,6 +102,27 @@ mod tests {
         assert_eq!(rejected, [(Some(11), "expression"), (Some(15), "expression")]);
         assert_eq!(&*out.rejected[0].place, "shares");
         assert!(out.rejected[0].message.contains("Divide by zero"), "{}", out.rejected[0].message);
+    }
+
+    #[test]
+    fn a_constant_that_fails_blames_no_row_that_is_filtered_out() {
+        let mut spec = map().spec;
+        let zero = numbers(&[Some(0)]).schema();
+        let fails = binary(lit(1i64), BinaryOperator::Divide, lit(0i64), &zero).unwrap();
+        spec.project = Some(vec![fails]);
+        let mut out = Output::default();
+        Map::new(spec).process(0, &numbers(&[Some(-5), None, Some(3)]), &mut out).unwrap();
+        assert_eq!(out.rejected.iter().filter_map(|row| row.record).collect::<Vec<_>>(), [12]);
+        assert!(out.batches.is_empty());
+    }
+
+    #[test]
+    fn a_projection_of_another_type_than_planned_is_no_rows_fault() {
+        let mut spec = map().spec;
+        spec.output = Arc::new(Schema::new(vec![Field::new("share", DataType::Utf8, true)]));
+        let mut out = Output::default();
+        assert!(Map::new(spec).process(0, &numbers(&[Some(5)]), &mut out).is_err());
+        assert!(out.rejected.is_empty());
     }
 
     #[test]

@@ -81,7 +81,10 @@ impl Extreme {
 
     fn offer(&mut self, group: usize, place: &[u8], value: &[u8]) {
         let best = &mut self.best[group];
-        let better = || (place, value).cmp(&(&best.place, &best.value)) == self.aim.better;
+        let better = || {
+            let by_place = place.cmp(best.place.as_slice());
+            by_place.then_with(|| value.cmp(best.value.as_slice())) == self.aim.better
+        };
         if !best.set || better() {
             best.set = true;
             best.place.clear();
@@ -104,9 +107,7 @@ impl Accumulator for Extreme {
 
     fn update(&mut self, rows: &Rows<'_>) -> Result<()> {
         let Some(argument) = rows.argument else { return Ok(()) };
-        if rows.weights.is_some_and(|weights| weights.iter().any(|&weight| weight != 1)) {
-            return Err(failed(&self.view, "rows were taken back from an aggregate that only adds"));
-        }
+        rows.only_added(&self.view)?;
         let encoded = self.values.encode(argument)?;
         if self.aim.by_place {
             let Some(places) = rows.places else {

@@ -14,6 +14,7 @@ mod exact_float;
 mod extreme;
 mod float_sum;
 mod multiset;
+mod native_extreme;
 mod number_sum;
 mod place;
 
@@ -42,6 +43,16 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// What was taken back cannot be forgotten by an accumulator that keeps no multiset.
+    fn only_added(&self, view: &str) -> Result<()> {
+        match self.weights {
+            Some(weights) if weights.iter().any(|&weight| weight != 1) => {
+                Err(failed(view, "rows were taken back from an aggregate that only adds"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Calls `visit` with (row, group, weight) of every row that the filter keeps.
     fn for_each(&self, mut visit: impl FnMut(usize, usize, i64)) {
         for (row, &group) in self.groups.iter().enumerate() {
@@ -141,7 +152,22 @@ pub(super) fn create(spec: &AggregateSpec, call: &AggregateCall) -> Result<Box<d
         Kind::Integer => Box::new(number_sum::NumberSum::<i128>::new(finish)),
         Kind::Decimal => Box::new(number_sum::NumberSum::<arrow::datatypes::i256>::new(finish)),
         Kind::Float => Box::new(float_sum::FloatSum::new(finish)),
+        Kind::Extreme if matches!(call.function, Function::Min | Function::Max) => {
+            extreme_by_value(view, call.function, argument)?
+        }
         Kind::Extreme => Box::new(extreme::Extreme::new(Arc::clone(view), call.function, argument)?),
         Kind::Multiset => Box::new(multiset::Multiset::new(Arc::clone(view), call.function, argument)?),
     })
+}
+
+fn extreme_by_value(view: &Arc<str>, function: Function, argument: DataType) -> Result<Box<dyn Accumulator>> {
+    macro_rules! native {
+        ($type:ty, $argument:expr) => {
+            Ok(Box::new(native_extreme::NativeExtreme::<$type>::new(Arc::clone(view), function, $argument)))
+        };
+    }
+    arrow::array::downcast_primitive! {
+        argument => (native, argument),
+        _ => Ok(Box::new(extreme::Extreme::new(Arc::clone(view), function, argument)?)),
+    }
 }

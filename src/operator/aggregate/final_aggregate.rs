@@ -12,7 +12,6 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
-use arrow::compute::interleave;
 use arrow::datatypes::Int64Type;
 use arrow::row::{RowConverter, SortField};
 
@@ -31,15 +30,15 @@ const CLOSED: u8 = 1;
 const GROUPS_PER_BATCH: usize = 8192;
 
 pub struct FinalAggregate {
-    spec: Arc<AggregateSpec>,
+    pub(super) spec: Arc<AggregateSpec>,
     state: SharedState,
     codec: StateCodec,
     /// The groups that this epoch has touched since they were last merged into the state.
-    keys: Keys,
-    calls: Calls,
+    pub(super) keys: Keys,
+    pub(super) calls: Calls,
     /// The group of each row of the batch at hand.
     groups: Vec<u32>,
-    results: RowConverter,
+    pub(super) results: RowConverter,
     watermark: Micros,
     /// No open window ends before this, in the state or in the pane.
     first_open: Micros,
@@ -64,7 +63,7 @@ impl FinalAggregate {
         })
     }
 
-    fn is_closed(&self, window_end: Micros) -> bool {
+    pub(super) fn is_closed(&self, window_end: Micros) -> bool {
         closes_at(&self.spec, window_end) <= self.watermark
     }
 
@@ -142,8 +141,6 @@ impl FinalAggregate {
                 None if was_found => state.delete(key),
                 None => continue,
             }
-            let first = if section == OPEN { &mut self.first_open } else { &mut self.first_closed };
-            *first = window_end.min(*first);
         }
         self.keys.clear();
         self.calls.clear();
@@ -174,73 +171,6 @@ impl FinalAggregate {
         });
         let columns = self.codec.decode(rows)?;
         Ok((found, columns))
-    }
-
-    /// What was emitted of the groups of closed windows that the state held.
-    fn emitted(&self, found: &[u32], old: &[ArrayRef]) -> Result<Emitted> {
-        let mut emitted = Emitted { places: BTreeMap::new(), results: Vec::new() };
-        let closed = |&(_, group): &(usize, &u32)| self.is_closed(self.keys.window_end(*group));
-        let rows: Vec<u32> = found.iter().enumerate().filter(closed).map(|(row, _)| row as u32).collect();
-        let indices = arrow::array::UInt32Array::from(rows.clone());
-        let take = |column: &ArrayRef| arrow::compute::take(column, &indices, None);
-        let old: Vec<ArrayRef> = old.iter().map(take).collect::<Result<_, _>>()?;
-        let mut calls = Calls::new(&self.spec)?;
-        calls.grow(rows.len());
-        let numbers: Vec<u32> = (0..rows.len() as u32).collect();
-        calls.merge(&numbers, &old)?;
-        let shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
-        emitted.results = calls.results(&shown)?;
-        for (place, &number) in shown.iter().enumerate() {
-            emitted.places.insert(found[rows[number as usize] as usize], place);
-        }
-        Ok(emitted)
-    }
-
-    /// Emits −old +new of each group whose result is another than was emitted.
-    fn correct(&self, closed: &[u32], emitted: &Emitted, out: &mut Output) -> Result<()> {
-        let present: Vec<u32> = closed.iter().copied().filter(|&group| self.calls.rows(group) > 0).collect();
-        let results = self.calls.results(&present)?;
-        let comparable = |columns: &[ArrayRef], rows| -> Result<_> { encode(&self.results, columns, rows) };
-        let old_bytes = comparable(&emitted.results, emitted.places.len())?;
-        let new_bytes = comparable(&results, present.len())?;
-        // (0, row): the result that was emitted; (1, row): the one that is right now.
-        let (mut picks, mut groups, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-        let mut push = |pick, group, weight| {
-            picks.push(pick);
-            groups.push(group);
-            weights.push(weight);
-        };
-        let mut present = present.iter().enumerate().peekable();
-        for &group in closed {
-            let old = emitted.places.get(&group).copied();
-            let new = present.next_if(|(_, other)| **other == group).map(|(row, _)| row);
-            if let (Some(old), Some(new)) = (old, new)
-                && old_bytes[old] == new_bytes[new]
-            {
-                continue;
-            }
-            if let Some(old) = old {
-                push((0, old), group, -1);
-            }
-            if let Some(new) = new {
-                push((1, new), group, 1);
-            }
-        }
-        if picks.is_empty() {
-            return Ok(());
-        }
-        let keys = self.keys.decode(groups.iter().map(|&group| self.keys.key(group)))?;
-        let mut columns = group_columns(&self.spec, &keys)?;
-        for (old, new) in emitted.results.iter().zip(&results) {
-            columns.push(interleave(&[old.as_ref(), new.as_ref()], &picks)?);
-        }
-        out.batches.push(Batch {
-            rows: RecordBatch::try_new(Arc::clone(&self.spec.output), columns)?,
-            time: groups.iter().map(|&group| row_time(self.keys.window_end(group))).collect(),
-            weight: Some(weights.into()),
-            source: None,
-        });
-        Ok(())
     }
 
     /// Emits the windows that the watermark closes, in the order of their keys.
@@ -342,12 +272,6 @@ impl FinalAggregate {
     }
 }
 
-/// Results that were emitted, and where each group's stand in them.
-struct Emitted {
-    places: BTreeMap<u32, usize>,
-    results: Vec<ArrayRef>,
-}
-
 /// Groups that a scan found.
 struct Due {
     keys: Vec<Vec<u8>>,
@@ -356,14 +280,6 @@ struct Due {
     next_window_end: Micros,
     /// Whether more may be due.
     more: bool,
-}
-
-/// Rows as bytes that are equal exactly if the rows are. A row of no columns is empty.
-fn encode(converter: &RowConverter, columns: &[ArrayRef], rows: usize) -> Result<Vec<Box<[u8]>>> {
-    if columns.is_empty() {
-        return Ok(vec![Box::default(); rows]);
-    }
-    Ok(converter.convert_columns(columns)?.iter().map(|row| row.data().into()).collect())
 }
 
 fn state_key(state_id: u8, section: u8, key: &[u8]) -> Vec<u8> {
@@ -388,7 +304,9 @@ impl Operator for FinalAggregate {
         // The states stand between the group columns and the two offsets.
         self.calls.merge(&self.groups, &columns[self.spec.groups.len()..columns.len() - 2])?;
         for &window_end in ends.values() {
-            self.first_open = window_end.min(self.first_open);
+            let closed = self.is_closed(window_end);
+            let first = if closed { &mut self.first_closed } else { &mut self.first_open };
+            *first = window_end.min(*first);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 
 mod calls;
 mod codec;
+mod correction;
 mod final_aggregate;
 mod keys;
 mod partial;

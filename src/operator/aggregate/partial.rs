@@ -57,6 +57,9 @@ impl PartialAggregate {
 
     fn accumulate(&mut self, admitted: &Admitted, taken: &mut Vec<u32>) -> Result<()> {
         let batch = &admitted.batch;
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
         let spec = &self.spec;
         self.keys.number(&key_columns(spec, &admitted.ends, &admitted.groups), &mut self.groups)?;
         self.calls.grow(self.keys.len());
@@ -90,7 +93,8 @@ fn admit(spec: &AggregateSpec, piece: &Batch) -> Evaluated<Result<Admitted>> {
         Err(error) => return Ok(Err(error)),
     };
     let mut arguments = Vec::with_capacity(spec.calls.len());
-    for call in &spec.calls {
+    // Constants may fail where there is no row to blame.
+    for call in spec.calls.iter().filter(|_| batch.num_rows() > 0) {
         let filter = call.filter.as_ref().map(|filter| truths(filter, &batch)).transpose()?;
         let values = match (&call.argument, &filter) {
             (Some(argument), Some(filter)) => Some(values_where(argument, &batch, filter)?),
