@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::operator::{SharedState, exchange_schema};
+use crate::operator::{SharedState, exchange_schema, open_keys};
 use crate::plan::Plan;
 use crate::record::{Batch, Micros, Origin, Run, TopicPartition};
 use crate::time::{OriginSet, WATERMARK_MAX, WATERMARK_MIN};

@@ -23,7 +23,7 @@ mod spec;
 mod testing;
 mod tumble;
 
-pub use aggregate::{FinalAggregate, PartialAggregate, exchange_schema};
+pub use aggregate::{FinalAggregate, PartialAggregate, exchange_schema, open_keys};
 pub use check::Check;
 pub use map::Map;
 pub use spec::{

@@ -26,6 +26,11 @@ use crate::state::TaskState;
 
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
+
+/// The range of state keys that hold the open windows of an aggregate: one key for each window and group.
+pub fn open_keys(spec: &AggregateSpec) -> (Vec<u8>, Vec<u8>) {
+    (vec![spec.state_id, OPEN], vec![spec.state_id, CLOSED])
+}
 /// Groups that are closed at a time: a bound on memory and on a batch's rows.
 const GROUPS_PER_BATCH: usize = 8192;
 
