@@ -1,7 +1,7 @@
 //! The durable store: tasks of one worker process share one sled database. The only file that names sled.
 //!
 //! sled's batches are atomic, but large ones make its memory and disk grow without bound, so a checkpoint is
-//! made atomic by a redo journal instead, written in small batches:
+//! made atomic by a redo journal instead, written in small batches, each followed by a collection of garbage:
 //! ```text
 //! journal pieces ─► flush ─► record {offset, journal} ─► flush ─► rows ─► flush ─► record {offset} ─► flush
 //!                                                      │                                  └─► drop the pieces
@@ -26,9 +26,11 @@ use super::packing::{pack, unpack};
 use super::{Change, Result, StateError, Store, Visitor, debug_assert_ascending, scan_bounds};
 
 const OPERATIONS_PER_BATCH: usize = 500;
+/// Each collection frees at most 512 objects; a batch over that many pages leaves some thousands.
+const COLLECTIONS_PER_BATCH: usize = 32;
 const VALUE_BYTES_MAX: usize = 4_000;
-/// sled fills this and more; it is kept small because what is hot lies in the layers above.
-const CACHE_BYTES: u64 = 32 << 20;
+/// sled fills this and somewhat more, however little state there is to keep hot: the layers above do that too.
+const CACHE_BYTES: u64 = 64 << 20;
 /// sled lets go of its lock on a thread of its own a moment after the last handle is dropped.
 const LOCK_ATTEMPTS: usize = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -548,11 +550,22 @@ impl<'a> Batcher<'a> {
     fn write(&mut self) -> Result<()> {
         self.operations = 0;
         let batch = std::mem::take(&mut self.batch);
-        self.tree.apply_batch(batch).map_err(|error| from_sled(self.place, error))
+        self.tree.apply_batch(batch).map_err(|error| from_sled(self.place, error))?;
+        collect_garbage();
+        Ok(())
     }
 
     fn finish(mut self) -> Result<()> {
         if self.operations > 0 { self.write() } else { Ok(()) }
+    }
+}
+
+/// Frees the pages that a batch has replaced. sled leaves them to its epoch collector, which does a little each
+/// time a thread enters an epoch; a batch enters one once, however much it replaces, so garbage would pile up
+/// (70 MB with each checkpoint of 50,000 keys out of a million).
+fn collect_garbage() {
+    for _ in 0..COLLECTIONS_PER_BATCH {
+        crossbeam_epoch::pin().flush();
     }
 }
 
