@@ -9,7 +9,7 @@
 //! operators ── get/put/scan ──► TaskState: this epoch │ committed since S │ being written │ Store at S
 //!                                                                              └─► Checkpoints (copies)
 //! ```
-//! Architecture invariant: only `sled.rs` names sled and only `copies.rs` names the object store, so that
+//! Architecture invariant: only `sled.rs` and its folder name sled, and only `copies.rs` names the object store, so that
 //! either can be replaced without a change elsewhere.
 //! Invariant: nothing that is not committed is ever written to a store (rule R7).
 
@@ -80,10 +80,10 @@ pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
-type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+type ScanBounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// The bounds of a scan, or `None` where it can hold no key.
-fn scan_bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<KeyRange<'a>> {
+fn scan_bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<ScanBounds<'a>> {
     match to {
         [] => Some((Bound::Included(from), Bound::Unbounded)),
         to if from < to => Some((Bound::Included(from), Bound::Excluded(to))),

@@ -37,8 +37,8 @@ pub fn recover(
     committed: i64,
 ) -> Result<Recovered> {
     let mut warnings = Vec::new();
-    let local = local_offset(task, store, fingerprint, &mut warnings);
-    let local = local.filter(|offset| (log_start..=committed).contains(offset));
+    let found = local_offset(task, store, fingerprint, &mut warnings);
+    let local = found.filter(|offset| (log_start..=committed).contains(offset));
     let copies = checkpoints.map_or(Ok(Vec::new()), |checkpoints| checkpoints.list(task))?;
     let mut damaged_seed = false;
     if let Some(checkpoints) = checkpoints {
@@ -61,12 +61,15 @@ pub fn recover(
             }
         }
     }
-    if let Some(offset) = local {
+    // A copy that went bad between its check and its loading has emptied the store.
+    if let Some(offset) = local.filter(|_| store.offset() == local) {
         return Ok(Recovered { offset, from: RecoveredFrom::Local, warnings });
     }
     // A checkpoint at offset 0 holds what a replay left (rule R9): the log alone does not give that.
     if log_start > 0 || damaged_seed {
-        let list: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        let mut list: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        let outside = copies.iter().chain(&found).filter(|offset| !(log_start..=committed).contains(*offset));
+        list.extend(outside.map(|offset| format!("there is one at {offset}, outside that range")));
         let reasons = if list.is_empty() { String::new() } else { format!(": {}", list.join("; ")) };
         return Err(StateError::NoCheckpoint { task: task.to_string(), log_start, committed, reasons });
     }

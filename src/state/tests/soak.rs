@@ -7,7 +7,7 @@ use super::{key, value};
 
 const KEYS: u64 = 4_000;
 const CHANGES: u64 = 800;
-const CHECKPOINTS: u64 = 120;
+const CHECKPOINTS: u64 = 160;
 
 #[test]
 fn a_hundred_checkpoints_leave_the_disk_flat() {
@@ -25,12 +25,13 @@ fn a_hundred_checkpoints_leave_the_disk_flat() {
         state.delete(format!("long {}", checkpoint.wrapping_sub(1)).into_bytes());
         state.commit_epoch();
         state.checkpoint(checkpoint as i64).unwrap();
-        if checkpoint == CHECKPOINTS / 3 {
+        // By now sled has filled the segments that it goes on to use in turn.
+        if checkpoint == CHECKPOINTS / 2 {
             early = disk_bytes(folder.path());
         }
     }
     let late = disk_bytes(folder.path());
-    eprintln!("disk after a third: {early} bytes, at the end: {late} bytes");
+    eprintln!("disk half way: {early} bytes, at the end: {late} bytes");
     assert!(late <= early * 3 / 2, "the disk grew from {early} to {late} bytes");
 }
 
