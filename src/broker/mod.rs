@@ -5,7 +5,7 @@
 //! # A tour, from the socket to the disk
 //! ```text
 //! server      frames on a connection, one request after the other
-//! dispatch    versions; one line for each request type ──► admin, configs, produce, fetch, offsets,
+//! dispatch    versions (shape: is it all there?); one line for each request type ──► admin, configs, produce, fetch, offsets,
 //!                                                          group_requests, transaction_requests
 //! groups      who is in a consumer group (in memory) ─ membership
 //! transactions  the coordinator: what a commit writes, in which order
@@ -37,6 +37,7 @@ mod produce;
 mod producers;
 mod segment;
 mod server;
+mod shape;
 mod transaction_requests;
 mod transactions;
 

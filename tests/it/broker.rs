@@ -376,6 +376,7 @@ fn offsets_of_a_member_that_was_replaced_are_refused() {
         matches!(&error, KafkaError::Transaction(error) if error.is_fatal() || error.txn_requires_abort()),
         "{error}"
     );
+    producer.flush(PATIENCE).unwrap();
     producer.abort_transaction(PATIENCE).unwrap();
     producer.begin_transaction().unwrap();
     producer.send_offsets_to_transaction(&list, &new.group_metadata().unwrap(), PATIENCE).unwrap();
@@ -415,7 +416,6 @@ fn members_share(strategy: &str) {
     list.add_partition_offset("t", 0, Offset::Offset(6)).unwrap();
     let owner = if first.assignment().unwrap().find_partition("t", 0).is_some() { &first } else { &second };
     owner.commit(&list, CommitMode::Sync).unwrap();
-    // Leaks the second: it neither leaves nor polls on, but its threads go on beating; so unsubscribe it.
     drop(second);
     until("all four after one left", || owned(&first) == 4);
     drop(first);
@@ -441,7 +441,6 @@ fn a_killed_member_is_replaced_when_its_session_ends() {
     let folder = tempfile::tempdir().unwrap();
     let broker = start(folder.path());
     create(&broker, "t", 2, &[]);
-    // With a poll interval this short, a member that does not poll is as good as dead.
     let settings = [
         ("group.id", "g"),
         ("group.instance.id", "dead"),
@@ -472,7 +471,8 @@ fn offsets_by_timestamp_are_found_and_past_the_end_is_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let broker = start(folder.path());
     for (topic, codec) in [("plain", "none"), ("gzip", "gzip"), ("snappy", "snappy"), ("lz4", "lz4")] {
-        create(&broker, topic, 1, &[]);
+        // Records of 1970 would be deleted at the first look.
+        create(&broker, topic, 1, &[("retention.ms", "-1")]);
         let producer = producer(&broker, &[("compression.type", codec), ("linger.ms", "50")]);
         for at in 0..100 {
             let value = "x".repeat(100);
@@ -624,12 +624,14 @@ fn nonsense_on_the_socket_closes_only_that_connection() {
     let folder = tempfile::tempdir().unwrap();
     let broker = start(folder.path());
     create(&broker, "t", 1, &[]);
-    let frames: [&[u8]; 5] = [
+    let frames: [&[u8]; 6] = [
         &[0x7f, 0xff, 0xff, 0xff],
         &[0xff, 0xff, 0xff, 0xff],
         &[0, 0, 0, 2, 1, 2],
         &[0, 0, 0, 8, 0x77, 0x77, 0, 0, 0, 0, 0, 1],
         &[0, 0, 0, 10, 0, 3, 0, 1, 0, 0, 0, 1, 0xff, 0xff],
+        // Metadata that promises two thousand million topics.
+        &[0, 0, 0, 14, 0, 3, 0, 1, 0, 0, 0, 1, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff],
     ];
     for frame in frames {
         let mut stream = std::net::TcpStream::connect(broker.address()).unwrap();
