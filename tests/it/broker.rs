@@ -642,3 +642,83 @@ fn nonsense_on_the_socket_closes_only_that_connection() {
     produce(&broker, "t", 0, numbers(0..3));
     assert_eq!(values(&broker, "t", 0).len(), 3);
 }
+
+const CHILD_FOLDER: &str = "HEADWATER_TEST_BROKER_FOLDER";
+const CHILD_ADDRESS: &str = "HEADWATER_TEST_BROKER_ADDRESS";
+
+/// Not a test of its own: the process that the next test kills. It serves until then.
+#[test]
+fn serves_a_folder_for_the_test_that_kills_it() {
+    let Ok(folder) = std::env::var(CHILD_FOLDER) else { return };
+    let listen = std::env::var(CHILD_ADDRESS).unwrap().parse().unwrap();
+    let _broker = Broker::start(&Options { listen, data_dir: folder.into() }).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A broker in a process of its own, to be killed; it is killed at the latest when dropped.
+struct Child(std::process::Child);
+
+impl Child {
+    fn start(folder: &Path, address: SocketAddr) -> Child {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "broker::serves_a_folder_for_the_test_that_kills_it"])
+            .env(CHILD_FOLDER, folder)
+            .env(CHILD_ADDRESS, address.to_string())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        until("the child's broker", || std::net::TcpStream::connect(address).is_ok());
+        Child(child)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SIGKILL: nothing is flushed, nobody is told.
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn killed_twice_while_producing_and_inside_a_transaction_it_loses_and_repeats_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let mut child = Child::start(folder.path(), address);
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", address.to_string()).set("enable.idempotence", "true");
+    config.set("reconnect.backoff.max.ms", "100").set("linger.ms", "1");
+    let admin: AdminClient<DefaultClientContext> = config.create().unwrap();
+    let topics = ["t", "x"].map(|name| NewTopic::new(name, 1, TopicReplication::Fixed(1)));
+    for created in block_on(admin.create_topics(&topics, &AdminOptions::new())).unwrap() {
+        created.unwrap();
+    }
+    let plain: BaseProducer = config.create().unwrap();
+    config.set("transactional.id", "x").set("transaction.timeout.ms", "60000");
+    let transactional: BaseProducer = config.create().unwrap();
+    transactional.init_transactions(PATIENCE).unwrap();
+    for round in 0..3 {
+        transactional.begin_transaction().unwrap();
+        send(&transactional, "x", 0, numbers(round * 200..round * 200 + 100));
+        transactional.flush(PATIENCE).unwrap();
+        for at in round * 5_000..(round + 1) * 5_000 {
+            send(&plain, "t", 0, [at.to_string()]);
+            if at % 100 == 0 {
+                plain.poll(Duration::from_millis(1));
+            }
+            if round < 2 && at == round * 5_000 + 3_000 {
+                drop(child);
+                child = Child::start(folder.path(), address);
+            }
+        }
+        send(&transactional, "x", 0, numbers(round * 200 + 100..(round + 1) * 200));
+        transactional.commit_transaction(PATIENCE).unwrap();
+    }
+    plain.flush(PATIENCE).unwrap();
+    drop(child);
+    let broker = start(folder.path());
+    assert_eq!(values(&broker, "t", 0), numbers(0..15_000).collect::<Vec<_>>());
+    assert_eq!(values(&broker, "x", 0), numbers(0..600).collect::<Vec<_>>());
+}
