@@ -246,7 +246,7 @@ impl Cluster {
                 let joined = |sync: std::thread::ScopedJoinHandle<'_, io::Result<()>>| {
                     sync.join().unwrap_or_else(|_| Err(io::Error::other("a sync thread panicked")))
                 };
-                syncs.into_iter().map(joined).collect::<io::Result<()>>()
+                syncs.into_iter().try_for_each(joined)
             })?;
         }
         Ok(())

@@ -7,7 +7,7 @@
 //! server      frames on a connection, one request after the other
 //! dispatch    versions (shape: is it all there?); one line for each request type ──► admin, configs, produce, fetch, offsets,
 //!                                                          group_requests, transaction_requests
-//! groups      who is in a consumer group (in memory) ─ membership
+//! groups      who is in a consumer group (in memory) ─ group (its states), membership
 //! transactions  the coordinator: what a commit writes, in which order
 //! cluster     topics and partitions of one data folder
 //! metadata    the log of everything that is not a record
@@ -27,6 +27,7 @@ mod configs;
 mod dispatch;
 mod fault;
 mod fetch;
+mod group;
 mod group_requests;
 mod groups;
 mod membership;

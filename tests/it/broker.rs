@@ -570,7 +570,7 @@ fn large_records_pass_where_the_topic_allows_them() {
     let value = "x".repeat(10_000_000);
     send(&producer, "large", 0, [value.clone()]);
     producer.flush(PATIENCE).unwrap();
-    assert_eq!(values(&broker, "large", 0), [value.clone()]);
+    assert!(values(&broker, "large", 0) == [value.as_str()], "the record came back otherwise");
     send(&producer, "small", 0, [value]);
     let _ = producer.flush(PATIENCE);
     assert_eq!(watermarks(&broker, "small", 0, "read_committed"), (0, 0));
