@@ -11,10 +11,11 @@ use tokio::task::block_in_place;
 use super::cluster::Cluster;
 use super::fault::Fault;
 use super::server::{ConnectionError, Ends, Incoming};
+use super::shape;
 use super::{admin, configs, fetch, group_requests, offsets, produce, transaction_requests};
 
 /// Every request type with its lowest and highest version.
-const SERVED: &[(ApiKey, i16, i16)] = &[
+pub const SERVED: &[(ApiKey, i16, i16)] = &[
     (ApiKey::Produce, 3, 9),
     (ApiKey::Fetch, 4, 11),
     (ApiKey::ListOffsets, 1, 6),
@@ -114,6 +115,9 @@ pub async fn answer(
     }
     let mut body = frame;
     let header = RequestHeader::decode(&mut body, key.request_header_version(version)).map_err(malformed)?;
+    if !shape::holds(key, version, &body) {
+        return Err(malformed("it ends before its arrays do"));
+    }
     let client = header.client_id.map(|client| client.to_string()).unwrap_or_default();
     let call = Call { key, version, correlation: header.correlation_id, client, ends };
     handle(cluster, &call, body, incoming).await

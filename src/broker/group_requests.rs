@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::cluster::Cluster;
 use super::dispatch::{Call, text};
 use super::fault::{Fault, code};
-use super::groups::{Caller, Group, Join, Phase};
+use super::group::{Caller, Group, Join, Phase};
 use super::metadata::Change;
 use super::server::Incoming;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use tokio::sync::oneshot;
 
-use super::groups::{Join, JoinAnswer, SyncAnswer};
+use super::group::{Join, JoinAnswer, SyncAnswer};
 
 pub struct Member {
     pub instance: Option<String>,

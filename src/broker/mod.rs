@@ -5,9 +5,9 @@
 //! # A tour, from the socket to the disk
 //! ```text
 //! server      frames on a connection, one request after the other
-//! dispatch    versions; one line for each request type ──► admin, configs, produce, fetch, offsets,
+//! dispatch    versions (shape: is it all there?); one line for each request type ──► admin, configs, produce, fetch, offsets,
 //!                                                          group_requests, transaction_requests
-//! groups      who is in a consumer group (in memory) ─ membership
+//! groups      who is in a consumer group (in memory) ─ group (its states), membership
 //! transactions  the coordinator: what a commit writes, in which order
 //! cluster     topics and partitions of one data folder
 //! metadata    the log of everything that is not a record
@@ -27,6 +27,7 @@ mod configs;
 mod dispatch;
 mod fault;
 mod fetch;
+mod group;
 mod group_requests;
 mod groups;
 mod membership;
@@ -37,6 +38,7 @@ mod produce;
 mod producers;
 mod segment;
 mod server;
+mod shape;
 mod transaction_requests;
 mod transactions;
 
@@ -125,32 +127,33 @@ impl Broker {
         };
         std::fs::create_dir_all(folder).map_err(storage("create"))?;
         let lock = take_lock(folder)?;
-        let cluster = Arc::new(Cluster::open(folder).map_err(storage("open"))?);
         let unable = |source: io::Error| BrokerError::Listen { address: options.listen, source };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKER_THREADS)
             .thread_name("broker")
             .enable_all()
             .build()
-            .map_err(unable)?;
+            .map_err(storage("start threads to serve"))?;
+        // A taken port is found out before the folder is touched.
         let listener = runtime.block_on(TcpListener::bind(options.listen)).map_err(unable)?;
         let address = listener.local_addr().map_err(unable)?;
+        let cluster = Arc::new(Cluster::open(folder).map_err(storage("open"))?);
         publish(folder, address).map_err(storage("write the address file of"))?;
         let (stop, stopped) = watch::channel(false);
-        let folder = folder.clone();
-        let thread = std::thread::Builder::new().name("broker-main".into());
+        let upkeep = spawn_upkeep(cluster.clone(), stopped.clone());
+        let upkeep = upkeep.map_err(storage("start threads to serve"))?;
+        let path = folder.clone();
         let main = move || {
             let _held = lock;
-            let upkeep = spawn_upkeep(cluster.clone(), stopped.clone());
             runtime.block_on(server::serve(cluster.clone(), listener, stopped));
             runtime.shutdown_timeout(STOP_PATIENCE);
-            if upkeep.is_some_and(|thread| thread.join().is_err()) {
-                return Err(BrokerError::Panicked);
-            }
-            let _ = std::fs::remove_file(folder.join("address"));
-            cluster.close().map_err(|source| BrokerError::Storage { what: "close", path: folder, source })
+            let upkeep_ended = upkeep.join();
+            let _ = std::fs::remove_file(path.join("address"));
+            cluster.close().map_err(|source| BrokerError::Storage { what: "close", path, source })?;
+            upkeep_ended.map_err(|_| BrokerError::Panicked)
         };
-        let thread = thread.spawn(main).map_err(unable)?;
+        let thread = std::thread::Builder::new().name("broker-main".into()).spawn(main);
+        let thread = thread.map_err(storage("start threads to serve"))?;
         Ok(Broker { address, stop, thread: Some(thread) })
     }
 
@@ -244,10 +247,10 @@ fn published(folder: &Path) -> Option<SocketAddr> {
 }
 
 /// The thread that does what no request asks for: timeouts, syncs, retention.
-fn spawn_upkeep(cluster: Arc<Cluster>, stopped: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+fn spawn_upkeep(cluster: Arc<Cluster>, stopped: watch::Receiver<bool>) -> io::Result<JoinHandle<()>> {
     let upkeep = move || {
         let mut ticks = 0u32;
-        while !*stopped.borrow() {
+        while !*stopped.borrow() && stopped.has_changed().is_ok() {
             std::thread::sleep(TICK);
             cluster.groups.tick();
             cluster.time_transactions_out();
@@ -260,7 +263,7 @@ fn spawn_upkeep(cluster: Arc<Cluster>, stopped: watch::Receiver<bool>) -> Option
             }
         }
     };
-    std::thread::Builder::new().name("broker-upkeep".into()).spawn(upkeep).ok()
+    std::thread::Builder::new().name("broker-upkeep".into()).spawn(upkeep)
 }
 
 fn now_ms() -> i64 {

@@ -20,7 +20,7 @@ use kafka_protocol::messages::{
 use super::cluster::Cluster;
 use super::dispatch::{Call, text};
 use super::fault::{Fault, code};
-use super::groups::Caller;
+use super::group::Caller;
 use super::metadata::{Change, Committed};
 
 const LATEST: i64 = -1;

@@ -90,7 +90,9 @@ impl Partition {
 
     pub fn bounds(&self) -> Bounds {
         let log = lock(&self.log);
-        Bounds { start: log.start, stable: log.producers.stable_offset(log.end), end: log.end }
+        // DeleteRecords may delete the beginning of a transaction that is still open.
+        let stable = log.producers.stable_offset(log.end).max(log.start);
+        Bounds { start: log.start, stable, end: log.end }
     }
 
     /// Appends one batch of a client's.
@@ -461,6 +463,19 @@ mod tests {
         assert_eq!(partition.delete_before(-1), Ok(3));
         partition.drop_segments().unwrap();
         assert_eq!(plain(&partition, &[4]), 3);
+    }
+
+    #[test]
+    fn the_beginning_of_an_open_transaction_can_be_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let partition = Partition::open(folder.path(), 0, true).unwrap();
+        partition.register(1, 0);
+        send(&partition, (1, 0, 0), true, 2).unwrap();
+        send(&partition, (1, 0, 2), true, 2).unwrap();
+        assert_eq!(partition.delete_before(3), Ok(3));
+        assert_eq!(partition.bounds(), Bounds { start: 3, stable: 3, end: 4 });
+        partition.end_transaction(1, 0, true, &config(&[])).unwrap();
+        assert_eq!(partition.bounds(), Bounds { start: 3, stable: 5, end: 5 });
     }
 
     #[test]

@@ -17,7 +17,7 @@ use kafka_protocol::messages::{
 use super::cluster::Cluster;
 use super::dispatch::Call;
 use super::fault::{Fault, code};
-use super::groups::Caller;
+use super::group::Caller;
 use super::metadata::Committed;
 use super::transactions::PendingOffset;
 
