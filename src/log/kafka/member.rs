@@ -49,6 +49,16 @@ impl KafkaMember {
         Ok(Self { consumer, sender, options, secure, open: false })
     }
 
+    /// Ends the consumer on this thread. A static member stays in the group until its session times out or
+    /// its successor comes.
+    fn close(&mut self) -> Result<sys::rd_kafka_resp_err_t> {
+        self.consumer.client.context.rebalances.leave();
+        let started = self.consumer.started();
+        self.consumer.release(&started)?;
+        // SAFETY: a live consumer; its callbacks run inside this call, on this thread.
+        Ok(unsafe { sys::rd_kafka_consumer_close(self.consumer.client.raw()) })
+    }
+
     fn raw_producer(&self) -> *mut sys::rd_kafka_t {
         self.sender.client.raw()
     }
@@ -63,6 +73,15 @@ impl KafkaMember {
             CommitError::Aborted(text)
         } else {
             CommitError::Unknown(text)
+        }
+    }
+}
+
+impl Drop for KafkaMember {
+    /// A consumer that is destroyed while a rebalance waits for its answer would wait for ever.
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!("{error}");
         }
     }
 }
@@ -178,11 +197,7 @@ impl Member for KafkaMember {
 
     /// A static member is not removed by closing its consumer, so the coordinator is told in so many words.
     fn leave(&mut self) -> Result<()> {
-        self.consumer.client.context.rebalances.leave();
-        let started = self.consumer.started();
-        self.consumer.release(&started)?;
-        // SAFETY: a live consumer; its callbacks run inside this call, on this thread.
-        let code = unsafe { sys::rd_kafka_consumer_close(self.consumer.client.raw()) };
+        let code = self.close()?;
         if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__FATAL {
             // Fenced: the membership is another's now.
             return Ok(());
