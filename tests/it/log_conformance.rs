@@ -12,9 +12,7 @@ use std::time::Duration;
 
 use headwater::log::kafka::{KafkaLog, KafkaOptions};
 use headwater::log::memory::MemoryLog;
-use headwater::log::{
-    Event, Fence, Log, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec,
-};
+use headwater::log::{Event, Fence, Log, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec};
 use headwater::record::{OwnedRecord, TopicPartition};
 
 use crate::support::{real_kafka, unique, until};
@@ -270,16 +268,26 @@ impl<'a> Worker<'a> {
     }
 
     /// One transaction: the records, and the position of every owned partition.
-    fn commit(
-        &mut self,
-        records: &[(&TopicPartition, &str)],
-    ) -> Result<(), headwater::log::CommitError> {
+    fn commit(&mut self, records: &[(&TopicPartition, &str)]) -> Result<(), headwater::log::CommitError> {
         self.member.begin().unwrap();
         for (to, text) in records {
             self.member.produce(to, &[value(text)]).unwrap();
         }
         let fence = self.fence.clone().expect("an assignment");
         self.member.commit(&fence, &self.offsets())
+    }
+
+    /// Commits, again if the group moved on meanwhile.
+    fn commit_settled(&mut self) {
+        until("a commit under the group's generation", || match self.commit(&[]) {
+            Ok(()) => Some(()),
+            Err(headwater::log::CommitError::Aborted(_)) => {
+                self.member.abort().unwrap();
+                self.step();
+                None
+            }
+            Err(other) => panic!("{other}"),
+        });
     }
 
     fn offsets(&self) -> Vec<(TopicPartition, Position)> {

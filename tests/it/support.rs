@@ -18,7 +18,9 @@ pub fn real_kafka() -> Option<&'static str> {
         }
         for tool in ["java", "mvn"] {
             if Command::new(tool).arg("-version").output().is_err() {
-                eprintln!("SKIPPED: no real Kafka without {tool}; set HEADWATER_TEST_KAFKA=host:port to name one");
+                eprintln!(
+                    "SKIPPED: no real Kafka without {tool}; set HEADWATER_TEST_KAFKA=host:port to name one"
+                );
                 return None;
             }
         }

@@ -44,7 +44,9 @@ impl Admin {
         match found.into_iter().find(|found| found.name == topic) {
             Some(found) => match found.code {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(Some(found.partitions)),
-                Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => Ok(None),
+                Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
+                    Ok(None)
+                }
                 // The partitions are known while their leaders are being elected.
                 Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE => Ok(Some(found.partitions)),
                 code => Err(self.client.error(code, &format!("topic '{topic}'"), "")),
@@ -163,14 +165,19 @@ impl Admin {
                 );
             }
         })?
-        .topic_results(&self.client, "create topic", Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS, |event| {
-            // SAFETY: the event is live and of this kind.
-            unsafe {
-                let mut count = 0;
-                let result = sys::rd_kafka_event_CreateTopics_result(event);
-                (sys::rd_kafka_CreateTopics_result_topics(result, &mut count), count)
-            }
-        })?;
+        .topic_results(
+            &self.client,
+            "create topic",
+            Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS,
+            |event| {
+                // SAFETY: the event is live and of this kind.
+                unsafe {
+                    let mut count = 0;
+                    let result = sys::rd_kafka_event_CreateTopics_result(event);
+                    (sys::rd_kafka_CreateTopics_result_topics(result, &mut count), count)
+                }
+            },
+        )?;
         // The controller knows them; wait until the brokers that clients ask do.
         for topic in topics {
             self.await_topic(&topic.name, |found| {
@@ -190,13 +197,23 @@ impl Admin {
             // SAFETY: the name is copied.
             raw.push(unsafe { sys::rd_kafka_DeleteTopic_new(name.as_ptr()) });
         }
-        let answer =
-            self.request(Operation::RD_KAFKA_ADMIN_OP_DELETETOPICS, "delete topics", REQUEST_TIMEOUT, |ask| {
+        let answer = self.request(
+            Operation::RD_KAFKA_ADMIN_OP_DELETETOPICS,
+            "delete topics",
+            REQUEST_TIMEOUT,
+            |ask| {
                 // SAFETY: the requests are live for the call, which copies them.
                 unsafe {
-                    sys::rd_kafka_DeleteTopics(ask.client, raw.as_mut_ptr(), raw.len(), ask.options, ask.queue);
+                    sys::rd_kafka_DeleteTopics(
+                        ask.client,
+                        raw.as_mut_ptr(),
+                        raw.len(),
+                        ask.options,
+                        ask.queue,
+                    );
                 }
-            });
+            },
+        );
         // SAFETY: each was made above and is destroyed once.
         unsafe { sys::rd_kafka_DeleteTopic_destroy_array(raw.as_mut_ptr(), raw.len()) };
         answer?.topic_results(
@@ -230,7 +247,8 @@ impl Admin {
             if Instant::now() > deadline {
                 return Err(LogError::Other {
                     what: format!("topic '{topic}'"),
-                    detail: "the cluster took the change but its metadata does not show it yet; try again".into(),
+                    detail: "the cluster took the change but its metadata does not show it yet; try again"
+                        .into(),
                 });
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -366,7 +384,8 @@ impl Admin {
         let mut by_partition: BTreeMap<TopicPartition, Position> = BTreeMap::new();
         for entry in entries {
             if entry.offset >= 0 {
-                by_partition.insert(entry.partition, Position { offset: entry.offset, metadata: entry.metadata });
+                by_partition
+                    .insert(entry.partition, Position { offset: entry.offset, metadata: entry.metadata });
             }
         }
         Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect())

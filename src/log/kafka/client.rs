@@ -139,7 +139,10 @@ impl Client {
             | RD_KAFKA_RESP_ERR__WAIT_COORD => {
                 let last = lock(&self.context.last_error);
                 let last = if last.is_empty() { String::new() } else { format!(" ({last})") };
-                LogError::Unreachable { brokers: self.brokers.clone(), detail: format!("{what}: {text}{last}") }
+                LogError::Unreachable {
+                    brokers: self.brokers.clone(),
+                    detail: format!("{what}: {text}{last}"),
+                }
             }
             RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
             | RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
@@ -168,7 +171,9 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         // SAFETY: the last owner; nothing of this client is in use any more (see the invariant above).
-        unsafe { sys::rd_kafka_destroy_flags(self.raw(), sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE as c_int) };
+        unsafe {
+            sys::rd_kafka_destroy_flags(self.raw(), sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE as c_int)
+        };
     }
 }
 
@@ -243,12 +248,18 @@ impl PartitionList {
         Ok(list)
     }
 
-    pub fn add(&mut self, partition: &TopicPartition, offset: Option<i64>, metadata: Option<&str>) -> Result<()> {
+    pub fn add(
+        &mut self,
+        partition: &TopicPartition,
+        offset: Option<i64>,
+        metadata: Option<&str>,
+    ) -> Result<()> {
         let topic = c_string(&partition.topic)?;
         // SAFETY: the list is live; the new element is written before anything else touches the list. The
         // metadata is allocated as librdkafka frees it.
         unsafe {
-            let element = &mut *sys::rd_kafka_topic_partition_list_add(self.0, topic.as_ptr(), partition.partition);
+            let element =
+                &mut *sys::rd_kafka_topic_partition_list_add(self.0, topic.as_ptr(), partition.partition);
             if let Some(offset) = offset {
                 element.offset = offset;
             }
@@ -302,7 +313,8 @@ pub(super) unsafe fn entries_of(list: *const sys::rd_kafka_topic_partition_list_
                 let metadata = if element.metadata.is_null() {
                     String::new()
                 } else {
-                    let bytes = std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size);
+                    let bytes =
+                        std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size);
                     String::from_utf8_lossy(bytes).into_owned()
                 };
                 Entry {

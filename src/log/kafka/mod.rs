@@ -184,7 +184,8 @@ impl Log for KafkaLog {
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>> {
-        let client = consumer_configuration(&self.options, &[])?.build(Kind::Consumer, &self.options.brokers)?;
+        let client =
+            consumer_configuration(&self.options, &[])?.build(Kind::Consumer, &self.options.brokers)?;
         Ok(Box::new(KafkaReader(Consumer::new(client)?)))
     }
 

@@ -37,11 +37,9 @@ impl Undelivered {
         match self.code {
             RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE
             | RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE
-            | RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE => LogError::TooLarge {
-                to: self.to.clone(),
-                bytes: self.bytes,
-                detail: self.detail.clone(),
-            },
+            | RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE => {
+                LogError::TooLarge { to: self.to.clone(), bytes: self.bytes, detail: self.detail.clone() }
+            }
             RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
             | RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
             | RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION => {

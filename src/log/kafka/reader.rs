@@ -101,7 +101,8 @@ impl Consumer {
         let mut raw: Vec<*mut sys::rd_kafka_message_t> = vec![std::ptr::null_mut(); 1];
         // SAFETY: a live queue and as many slots as are named; each message that is handed over is owned here.
         unsafe {
-            let first = sys::rd_kafka_consume_batch_queue(self.queue.raw, millis(timeout), raw.as_mut_ptr(), 1);
+            let first =
+                sys::rd_kafka_consume_batch_queue(self.queue.raw, millis(timeout), raw.as_mut_ptr(), 1);
             if first < 1 {
                 return Vec::new();
             }
@@ -176,8 +177,7 @@ impl Consumer {
     fn fatal(&self, text: &str) -> LogError {
         let mut reason = super::client::ErrorText::new();
         // SAFETY: the client is live; the buffer's length is given.
-        let code =
-            unsafe { sys::rd_kafka_fatal_error(self.client.raw(), reason.as_mut_ptr(), reason.len()) };
+        let code = unsafe { sys::rd_kafka_fatal_error(self.client.raw(), reason.as_mut_ptr(), reason.len()) };
         self.client.error(code, text, &reason.text())
     }
 
@@ -242,9 +242,8 @@ impl Consumer {
         let deadline = Instant::now() + SEEK_TIMEOUT;
         loop {
             // SAFETY: the client and the list are live.
-            let error = unsafe {
-                sys::rd_kafka_seek_partitions(self.client.raw(), list.raw(), millis(SEEK_TIMEOUT))
-            };
+            let error =
+                unsafe { sys::rd_kafka_seek_partitions(self.client.raw(), list.raw(), millis(SEEK_TIMEOUT)) };
             self.client.check_object(error, what)?;
             let code = list
                 .entries()

@@ -132,13 +132,9 @@ pub(super) struct MemoryMember {
     /// The first record that was refused in the open transaction.
     refused: Option<String>,
     owned: BTreeSet<TopicPartition>,
+    /// The generation of the last fence that was handed out.
+    generation: i32,
     crashed: bool,
-}
-
-/// What befalls a step.
-enum Blow {
-    None,
-    Fenced,
 }
 
 impl MemoryMember {
@@ -156,9 +152,17 @@ impl MemoryMember {
         }
         drop(cluster);
         let reader = MemoryReader::new(log.clone());
-        let owned = BTreeSet::new();
-        let member =
-            Self { log, options, reader, incarnation, producer: incarnation, refused: None, owned, crashed: false };
+        let member = Self {
+            log,
+            options,
+            reader,
+            incarnation,
+            producer: incarnation,
+            refused: None,
+            owned: BTreeSet::new(),
+            generation: 0,
+            crashed: false,
+        };
         member.enter();
         Ok(member)
     }
@@ -182,7 +186,7 @@ impl MemoryMember {
     }
 
     /// Counts a step and lets its fault fall.
-    fn step(&mut self) -> Result<Blow> {
+    fn step(&mut self) -> Result<()> {
         self.alive()?;
         let mut cluster = self.log.cluster();
         cluster.steps += 1;
@@ -193,13 +197,11 @@ impl MemoryMember {
         if cluster.faults.crash_at == step {
             self.crashed = true;
         }
-        let fenced = cluster.faults.fence_at == step;
-        if fenced {
+        if cluster.faults.fence_at == step {
             cluster.group(&self.options.group).leave(&self.options.instance, self.incarnation);
         }
         drop(cluster);
-        self.alive()?;
-        Ok(if fenced { Blow::Fenced } else { Blow::None })
+        self.alive()
     }
 
     fn fenced(&self) -> LogError {
@@ -233,10 +235,13 @@ impl MemoryMember {
             return Err(CommitError::Fenced("not a member any more".to_owned()));
         }
         if group.generation != membership.generation {
-            return Err(CommitError::Fenced(format!(
+            let text = format!(
                 "the group is at generation {}, the fence at {}",
                 group.generation, membership.generation
-            )));
+            );
+            // The last fence handed out: the group has moved on, and the next poll says where to.
+            let latest = membership.generation == self.generation;
+            return Err(if latest { CommitError::Aborted(text) } else { CommitError::Fenced(text) });
         }
         Ok(())
     }
@@ -267,6 +272,7 @@ impl Member for MemoryMember {
         }
         if let Some(told) = group.poll(instance, now_ms, &partitions) {
             let membership = Membership { incarnation: self.incarnation, generation: told.generation };
+            self.generation = told.generation;
             self.owned.extend(told.added.iter().cloned());
             events.push(Event::Assigned { partitions: told.added, fence: Fence(Arc::new(membership)) });
             if !told.revoked.is_empty() {
@@ -318,7 +324,8 @@ impl Member for MemoryMember {
         self.step()?;
         let mut cluster = self.log.cluster();
         let transactional = cluster.transactional.get(&self.options.instance);
-        let Some(open) = transactional.filter(|state| state.incarnation == self.producer).map(|state| state.open)
+        let Some(open) =
+            transactional.filter(|state| state.incarnation == self.producer).map(|state| state.open)
         else {
             return Err(self.fenced());
         };
@@ -333,10 +340,7 @@ impl Member for MemoryMember {
     }
 
     fn commit(&mut self, fence: &Fence, offsets: &[(TopicPartition, Position)]) -> Result<(), CommitError> {
-        match self.step() {
-            Err(error) => return Err(CommitError::Unknown(error.to_string())),
-            Ok(Blow::Fenced | Blow::None) => {}
-        }
+        self.step().map_err(|error| CommitError::Unknown(error.to_string()))?;
         if offsets.is_empty() {
             return Err(CommitError::Aborted("it has no offsets, so nothing would fence it".to_owned()));
         }

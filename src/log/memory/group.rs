@@ -37,7 +37,14 @@ pub(super) struct Told {
 }
 
 impl Group {
-    pub fn join(&mut self, instance: &str, incarnation: u64, topics: Vec<String>, session_ms: i64, now_ms: i64) {
+    pub fn join(
+        &mut self,
+        instance: &str,
+        incarnation: u64,
+        topics: Vec<String>,
+        session_ms: i64,
+        now_ms: i64,
+    ) {
         self.members.insert(
             instance.to_owned(),
             Membership {
@@ -104,8 +111,12 @@ impl Group {
         }
         member.told = generation;
         let revoked: Vec<TopicPartition> = member.owned.difference(&member.target).cloned().collect();
-        let added: Vec<TopicPartition> =
-            member.target.difference(&member.owned).filter(|partition| !taken.contains(*partition)).cloned().collect();
+        let added: Vec<TopicPartition> = member
+            .target
+            .difference(&member.owned)
+            .filter(|partition| !taken.contains(*partition))
+            .cloned()
+            .collect();
         member.owned.extend(added.iter().cloned());
         Some(Told { generation, added, revoked })
     }

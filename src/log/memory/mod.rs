@@ -137,10 +137,16 @@ impl Cluster {
         each.collect()
     }
 
-    fn append(&mut self, to: &TopicPartition, record: &Outgoing<'_>, transaction: Option<Transaction>) -> Result<()> {
+    fn append(
+        &mut self,
+        to: &TopicPartition,
+        record: &Outgoing<'_>,
+        transaction: Option<Transaction>,
+    ) -> Result<()> {
         let now_ms = self.now_ms;
         let config = &self.topic(&to.topic)?.config;
-        let limit = config.get("max.message.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(usize::MAX);
+        let limit =
+            config.get("max.message.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(usize::MAX);
         let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
         if bytes > limit {
             let detail = format!("the topic takes {limit} bytes");

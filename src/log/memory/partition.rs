@@ -10,7 +10,10 @@ use crate::record::OwnedRecord;
 pub(super) type Transaction = u64;
 
 enum Entry {
-    Record { record: OwnedRecord, open: Option<Transaction> },
+    Record {
+        record: OwnedRecord,
+        open: Option<Transaction>,
+    },
     /// A transaction's marker, or a record that was aborted.
     Gap,
 }

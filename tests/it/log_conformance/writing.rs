@@ -85,8 +85,7 @@ pub fn a_record_too_large_is_named(log: &dyn Log) {
     let large = noise(100_000);
     let mut producer = log.producer().unwrap();
     let record = Outgoing { value: Some(&large), ..Outgoing::default() };
-    let error =
-        producer.produce(&partition, &[record]).and_then(|()| producer.flush(FLUSH)).unwrap_err();
+    let error = producer.produce(&partition, &[record]).and_then(|()| producer.flush(FLUSH)).unwrap_err();
     match error {
         LogError::TooLarge { to, bytes, .. } => assert_eq!((to, bytes), (partition.clone(), 100_000)),
         other => panic!("{other}"),
