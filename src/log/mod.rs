@@ -89,7 +89,8 @@ pub enum Event {
     /// The member owns these partitions as well (cooperative: only the added ones, perhaps none) under this
     /// fence, which replaces any earlier one. Nothing of a partition is read before `start` is called for it.
     Assigned { partitions: Vec<TopicPartition>, fence: Fence },
-    /// The member is asked to give these up: commit, then call `release`.
+    /// The member is asked to give these up: commit, then call `release`. Preceded, in the same poll, by an
+    /// empty `Assigned` with the fence to commit under: a cooperative group is at its new generation by now.
     Revoked(Vec<TopicPartition>),
     /// The member has lost these already: abort; do not commit.
     Lost(Vec<TopicPartition>),
@@ -174,10 +175,11 @@ pub trait Member: Send {
 /// How a commit failed, by what the worker must do next.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// The transaction must be aborted; the work is done again from the committed offset.
+    /// The transaction must be aborted; the work is done again from the committed offset. Also when the group
+    /// has moved on past the last fence handed out: poll, and go on under the new one.
     #[error("the transaction was aborted: {0}")]
     Aborted(String),
-    /// A newer member or producer has taken over (ILLEGAL_GENERATION, UNKNOWN_MEMBER, fenced): abort, drop
+    /// A newer member or producer has taken over (UNKNOWN_MEMBER, fenced, an older fence's generation): abort, drop
     /// everything, join anew.
     #[error("fenced by a newer member: {0}")]
     Fenced(String),

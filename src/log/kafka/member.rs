@@ -4,6 +4,7 @@
 //! Invariant: offsets go into a transaction with the fence they came with (rule R1), and a transaction
 //! without offsets is refused (rule R4).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
@@ -26,6 +27,8 @@ pub(super) struct KafkaMember {
     secure: bool,
     /// Between `begin` and the end of the transaction.
     open: bool,
+    /// The last one that was handed out.
+    fence: Option<Fence>,
 }
 
 impl KafkaMember {
@@ -46,7 +49,17 @@ impl KafkaMember {
         // SAFETY: a live consumer and a live list, which is copied.
         let code = unsafe { sys::rd_kafka_subscribe(consumer.client.raw(), list.raw()) };
         consumer.client.check(code, &format!("join group '{}'", options.group))?;
-        Ok(Self { consumer, sender, options, secure, open: false })
+        Ok(Self { consumer, sender, options, secure, open: false, fence: None })
+    }
+
+    /// Ends the consumer on this thread. A static member stays in the group until its session times out or
+    /// its successor comes.
+    fn close(&mut self) -> Result<sys::rd_kafka_resp_err_t> {
+        self.consumer.client.context.rebalances.leave();
+        let started = self.consumer.started();
+        self.consumer.release(&started)?;
+        // SAFETY: a live consumer; its callbacks run inside this call, on this thread.
+        Ok(unsafe { sys::rd_kafka_consumer_close(self.consumer.client.raw()) })
     }
 
     fn raw_producer(&self) -> *mut sys::rd_kafka_t {
@@ -54,15 +67,30 @@ impl KafkaMember {
     }
 
     /// What a failure of the commit means; `sent`: the decision may have reached the coordinator.
-    fn commit_error(&self, failure: &Failure, sent: bool) -> CommitError {
+    ///
+    /// A generation that is refused although it is the last one handed out: the group has moved on, this
+    /// member with it, and the next poll says where to. That is no reason to join anew.
+    fn commit_error(&self, failure: &Failure, fence: &Fence, sent: bool) -> CommitError {
+        let latest = self.fence.as_ref().is_some_and(|last| Arc::ptr_eq(&last.0, &fence.0));
+        let moved_on =
+            failure.code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION && latest;
         let undelivered = self.sender.failure().map(|u| format!(": {}", u.error(&self.sender.client)));
         let text = format!("{}{}", failure.text, undelivered.unwrap_or_default());
-        if is_fenced(failure.code) {
+        if is_fenced(failure.code) && (failure.fatal || !moved_on) {
             CommitError::Fenced(text)
         } else if failure.requires_abort || (!sent && !failure.fatal) {
             CommitError::Aborted(text)
         } else {
             CommitError::Unknown(text)
+        }
+    }
+}
+
+impl Drop for KafkaMember {
+    /// A consumer that is destroyed while a rebalance waits for its answer would wait for ever.
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!("{error}");
         }
     }
 }
@@ -91,6 +119,11 @@ impl Member for KafkaMember {
         let mut events = self.consumer.poll(timeout)?;
         // Records first: they were read while the partitions were still owned.
         events.extend(self.consumer.client.context.rebalances.take());
+        for event in &events {
+            if let Event::Assigned { fence, .. } = event {
+                self.fence = Some(fence.clone());
+            }
+        }
         Ok(events)
     }
 
@@ -143,12 +176,12 @@ impl Member for KafkaMember {
                 sys::rd_kafka_send_offsets_to_transaction(producer, list.raw(), metadata.raw(), millis(rest))
             }
         })
-        .map_err(|failure| self.commit_error(&failure, false))?;
+        .map_err(|failure| self.commit_error(&failure, fence, false))?;
         retry(timeout, |rest| {
             // SAFETY: a live producer.
             unsafe { sys::rd_kafka_commit_transaction(producer, millis(rest)) }
         })
-        .map_err(|failure| self.commit_error(&failure, true))?;
+        .map_err(|failure| self.commit_error(&failure, fence, true))?;
         self.open = false;
         Ok(())
     }
@@ -178,11 +211,7 @@ impl Member for KafkaMember {
 
     /// A static member is not removed by closing its consumer, so the coordinator is told in so many words.
     fn leave(&mut self) -> Result<()> {
-        self.consumer.client.context.rebalances.leave();
-        let started = self.consumer.started();
-        self.consumer.release(&started)?;
-        // SAFETY: a live consumer; its callbacks run inside this call, on this thread.
-        let code = unsafe { sys::rd_kafka_consumer_close(self.consumer.client.raw()) };
+        let code = self.close()?;
         if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__FATAL {
             // Fenced: the membership is another's now.
             return Ok(());

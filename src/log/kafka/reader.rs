@@ -123,14 +123,19 @@ impl Consumer {
             let Some(position) = self.positions.get_mut(&partition) else { continue };
             let mut messages = part.messages;
             messages.retain(|message| message.offset() >= *position);
+            let rebalances = &self.client.context.rebalances;
             if let Some(last) = messages.last() {
                 *position = last.offset() + 1;
+                rebalances.forget_end(&partition);
                 let records = Box::new(Messages::new(messages, self.client.clone()));
                 events.push(Event::Run(Run { partition: partition.clone(), records, next: *position }));
             }
             if let Some(end) = part.end.filter(|end| end >= position) {
                 *position = end;
-                ends.push(Event::End { partition, position: end });
+                // After a pause the same end is found again.
+                if rebalances.keep_end(&partition, end) {
+                    ends.push(Event::End { partition, position: end });
+                }
             }
         }
         events.append(&mut ends);
@@ -156,7 +161,8 @@ impl Consumer {
                 let partition = TopicPartition::new(topic, message.partition());
                 let position = self.positions.get(&partition).copied();
                 // An error from before a seek concerns nobody any more.
-                position.map(|offset| self.out_of_range(&partition, offset))
+                let current = position.filter(|position| message.offset() < 0 || message.offset() == *position);
+                current.map(|offset| self.out_of_range(&partition, offset))
             }
             Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
             | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
@@ -194,8 +200,13 @@ impl Consumer {
 
     /// Replaces the assignment.
     pub fn assign(&mut self, from: &[(TopicPartition, i64)]) -> Result<()> {
+        let admin = Admin { client: self.client.clone() };
         for (partition, offset) in from {
             self.check_offset(partition, *offset)?;
+            // librdkafka would ask for it again for ever.
+            if admin.partitions(&partition.topic)?.is_none() {
+                return Err(admin.no_topic(&partition.topic));
+            }
         }
         let paused: Vec<_> = self.paused.iter().cloned().collect();
         self.resume(&paused)?;
@@ -203,6 +214,7 @@ impl Consumer {
         // SAFETY: the client and the list are live; the list is copied.
         let code = unsafe { sys::rd_kafka_assign(self.client.raw(), list.raw()) };
         self.client.check(code, "assign partitions")?;
+        self.client.context.rebalances.forget_ends();
         self.positions = from.iter().cloned().collect();
         self.errors.clear();
         Ok(())
@@ -221,6 +233,7 @@ impl Consumer {
             self.client.check_object(error, &what)?;
         }
         self.positions.insert(partition.clone(), offset);
+        self.client.context.rebalances.forget_end(partition);
         Ok(())
     }
 
@@ -260,6 +273,7 @@ impl Consumer {
         let error = unsafe { sys::rd_kafka_incremental_unassign(self.client.raw(), list.raw()) };
         for partition in &started {
             self.positions.remove(partition);
+            self.client.context.rebalances.forget_end(partition);
         }
         match Failure::take(error) {
             None => Ok(()),
@@ -292,6 +306,8 @@ impl Consumer {
         // SAFETY: the client and the list are live.
         let code = unsafe { sys::rd_kafka_pause_partitions(self.client.raw(), list.raw()) };
         self.client.check(code, "pause partitions")?;
+        // SAFETY: a live consumer.
+        unsafe { self.client.context.rebalances.hold_ends(self.client.raw(), |p| fresh.contains(p)) };
         self.paused.extend(fresh);
         Ok(())
     }

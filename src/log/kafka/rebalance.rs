@@ -9,8 +9,12 @@
 //! Invariant: in a cooperative rebalance the group is at its new generation by the time it asks for
 //! partitions, while this member still owns them. So a revocation carries a fence too, and is preceded by an
 //! empty assignment under it: the epoch is committed under the new generation. A loss carries none.
+//! Invariant: a pause never moves a partition. librdkafka fetches, after a pause, from the offset after the
+//! last message taken; but of a batch it counts the end-of-partition notice as a message at the end's offset
+//! (`rd_kafka_q_serve_rkmessages`, 2.12), and would skip the next record. A rebalance pauses too. So where a
+//! partition stands at its end, it is sought there again before it goes on.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex};
@@ -59,6 +63,8 @@ pub(super) struct Rebalances {
     /// The consumer's queue: its wait is cut short when there is an event.
     queue: AtomicPtr<sys::rd_kafka_queue_t>,
     leaving: AtomicBool,
+    /// The partitions that stand at their end, and where that is.
+    ends: Mutex<HashMap<TopicPartition, i64>>,
 }
 
 impl Rebalances {
@@ -73,6 +79,34 @@ impl Rebalances {
 
     pub fn take(&self) -> VecDeque<Event> {
         std::mem::take(&mut *lock(&self.events))
+    }
+
+    /// Whether this end is news.
+    pub fn keep_end(&self, partition: &TopicPartition, position: i64) -> bool {
+        lock(&self.ends).insert(partition.clone(), position) != Some(position)
+    }
+    pub fn forget_end(&self, partition: &TopicPartition) {
+        lock(&self.ends).remove(partition);
+    }
+    pub fn forget_ends(&self) {
+        lock(&self.ends).clear();
+    }
+
+    /// Seeks those of the partitions, paused ones, that stand at their end: see the invariant.
+    ///
+    /// # Safety
+    /// `client` is a live consumer.
+    pub unsafe fn hold_ends(&self, client: *mut sys::rd_kafka_t, paused: impl Fn(&TopicPartition) -> bool) {
+        let ends: Vec<(TopicPartition, i64)> =
+            lock(&self.ends).iter().filter(|(p, _)| paused(p)).map(|(p, o)| (p.clone(), *o)).collect();
+        if ends.is_empty() {
+            return;
+        }
+        match PartitionList::with_offsets(&ends) {
+            // SAFETY: the caller's promise. Without waiting: the resumption queues up behind it.
+            Ok(list) => report(unsafe { sys::rd_kafka_seek_partitions(client, list.raw(), 0) }, "seek"),
+            Err(error) => tracing::error!("{error}"),
+        }
     }
 
     fn push(&self, event: Event) {
@@ -103,6 +137,7 @@ pub(super) unsafe extern "C" fn on_rebalance(
     let none = PartitionList::new();
     // SAFETY: the consumer is live, and this is the call for which librdkafka waits.
     unsafe {
+        rebalances.hold_ends(client, |_| true);
         // Captured before the acknowledgement: see the invariant.
         let fence = Fence(Arc::new(GroupMetadata::of(client)));
         match code {

@@ -1,1 +1,276 @@
+//! A log in memory: for simulation, seeded and faulty, and for what needs no broker.
+//!
+//! - `partition`: records, markers, the last stable offset
+//! - `group`: members, generations, cooperative assignment
+//! - `client`: readers, producers, members
+//! - `faults`: what goes wrong, by a seed
+//!
+//! Invariant: no clock and no randomness: time is handed in, faults follow from the seed.
 
+mod client;
+mod faults;
+mod group;
+mod partition;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use self::faults::Faults;
+
+use self::client::{MemoryMember, MemoryProducer, MemoryReader};
+use self::faults::Dice;
+use self::group::Group;
+use self::partition::{Partition, Transaction};
+use super::{
+    Bounds, Log, LogError, Member, MemberOptions, Outgoing, Position, Producer, Reader, Result, TopicInfo,
+    TopicSpec,
+};
+use crate::record::{OwnedRecord, TopicPartition};
+
+const NAME: &str = "memory";
+/// Where time starts until it is set: 2020-01-01.
+const FIRST_MS: i64 = 1_577_836_800_000;
+
+struct Topic {
+    config: BTreeMap<String, String>,
+    partitions: Vec<Partition>,
+}
+
+/// The state of a transactional id: its last producer, and that one's open transaction.
+#[derive(Default)]
+struct Transactional {
+    incarnation: u64,
+    open: Option<Transaction>,
+}
+
+struct Cluster {
+    topics: BTreeMap<String, Topic>,
+    groups: BTreeMap<String, Group>,
+    transactional: BTreeMap<String, Transactional>,
+    now_ms: i64,
+    /// For incarnations and transactions alike.
+    last_id: u64,
+    faults: Faults,
+    dice: Dice,
+    steps: u64,
+}
+
+/// A cluster in memory; clones share it.
+#[derive(Clone)]
+pub struct MemoryLog(Arc<Mutex<Cluster>>);
+
+impl Default for MemoryLog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryLog {
+    pub fn new() -> Self {
+        Self::with_faults(Faults::default())
+    }
+
+    pub fn with_faults(faults: Faults) -> Self {
+        let dice = Dice(faults.seed);
+        Self(Arc::new(Mutex::new(Cluster {
+            topics: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            transactional: BTreeMap::new(),
+            now_ms: FIRST_MS,
+            last_id: 0,
+            faults,
+            dice,
+            steps: 0,
+        })))
+    }
+
+    /// Stamps records from now on, and times out the sessions of members that have not polled.
+    pub fn set_time_ms(&self, now_ms: i64) {
+        let mut cluster = self.cluster();
+        cluster.now_ms = now_ms;
+        for group in cluster.groups.values_mut() {
+            group.expire(now_ms);
+        }
+    }
+
+    /// Makes a group rebalance, as a heartbeat that came late would.
+    pub fn rebalance(&self, group: &str) {
+        self.cluster().group(group).rebalance();
+    }
+
+    /// A panic elsewhere leaves the cluster as it was between two calls.
+    fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cluster {
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn group(&mut self, name: &str) -> &mut Group {
+        self.groups.entry(name.to_owned()).or_default()
+    }
+
+    fn topic(&self, name: &str) -> Result<&Topic> {
+        self.topics
+            .get(name)
+            .ok_or_else(|| LogError::NoTopic { topic: name.to_owned(), brokers: NAME.to_owned() })
+    }
+
+    fn partition(&mut self, of: &TopicPartition) -> Result<&mut Partition> {
+        self.topic(&of.topic)?;
+        let topic = self.topics.get_mut(&*of.topic);
+        let found = topic.and_then(|topic| topic.partitions.get_mut(usize::try_from(of.partition).ok()?));
+        found.ok_or_else(|| LogError::Other {
+            what: of.to_string(),
+            detail: "the topic has fewer partitions".to_owned(),
+        })
+    }
+
+    fn all_partitions(&self) -> Vec<TopicPartition> {
+        let each = self.topics.iter().flat_map(|(name, topic)| {
+            (0..).zip(&topic.partitions).map(|(number, _)| TopicPartition::new(name.as_str(), number))
+        });
+        each.collect()
+    }
+
+    fn append(
+        &mut self,
+        to: &TopicPartition,
+        record: &Outgoing<'_>,
+        transaction: Option<Transaction>,
+    ) -> Result<()> {
+        let now_ms = self.now_ms;
+        let config = &self.topic(&to.topic)?.config;
+        let limit =
+            config.get("max.message.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(usize::MAX);
+        let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
+        if bytes > limit {
+            let detail = format!("the topic takes {limit} bytes");
+            return Err(LogError::TooLarge { to: to.clone(), bytes, detail });
+        }
+        let stamped = config.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
+        let timestamp_ms = if stamped { now_ms } else { record.timestamp_ms.unwrap_or(now_ms) };
+        let record = OwnedRecord {
+            offset: 0,
+            timestamp_ms,
+            key: record.key.map(<[u8]>::to_vec),
+            value: record.value.map(<[u8]>::to_vec),
+            headers: record.headers.to_vec(),
+        };
+        self.partition(to)?.append(record, transaction);
+        Ok(())
+    }
+
+    fn decide(&mut self, transaction: Transaction, commit: bool) {
+        for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
+            partition.decide(transaction, commit);
+        }
+    }
+}
+
+impl Log for MemoryLog {
+    fn name(&self) -> String {
+        NAME.to_owned()
+    }
+
+    fn topics(&self) -> Result<Vec<TopicInfo>> {
+        let count = |topic: &Topic| i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
+        let cluster = self.cluster();
+        Ok(cluster
+            .topics
+            .iter()
+            .map(|(name, topic)| TopicInfo { name: name.clone(), partitions: count(topic) })
+            .collect())
+    }
+
+    fn partitions(&self, topic: &str) -> Result<Option<i32>> {
+        Ok(self.topics()?.into_iter().find(|info| info.name == topic).map(|info| info.partitions))
+    }
+
+    fn create_topics(&self, topics: &[TopicSpec]) -> Result<()> {
+        let mut cluster = self.cluster();
+        for spec in topics {
+            if spec.partitions < 1 {
+                return Err(LogError::Other {
+                    what: format!("create topic '{}'", spec.name),
+                    detail: format!("{} partitions; it needs at least one", spec.partitions),
+                });
+            }
+            cluster.topics.entry(spec.name.clone()).or_insert_with(|| {
+                // Kafka's defaults.
+                let mut config: BTreeMap<String, String> = [
+                    ("cleanup.policy", "delete"),
+                    ("max.message.bytes", "1048588"),
+                    ("message.timestamp.type", "CreateTime"),
+                    ("min.compaction.lag.ms", "0"),
+                    ("retention.ms", "604800000"),
+                ]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into();
+                config.extend(spec.config.clone());
+                Topic { config, partitions: (0..spec.partitions).map(|_| Partition::default()).collect() }
+            });
+        }
+        Ok(())
+    }
+
+    fn delete_topics(&self, topics: &[String]) -> Result<()> {
+        self.cluster().topics.retain(|name, _| !topics.contains(name));
+        Ok(())
+    }
+
+    fn topic_config(&self, topic: &str) -> Result<BTreeMap<String, String>> {
+        Ok(self.cluster().topic(topic)?.config.clone())
+    }
+
+    fn bounds(&self, partition: &TopicPartition) -> Result<Bounds> {
+        Ok(self.cluster().partition(partition)?.bounds())
+    }
+
+    fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
+        Ok(self.cluster().partition(partition)?.offset_at(timestamp_ms))
+    }
+
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
+        let mut cluster = self.cluster();
+        let offsets = &cluster.group(group).offsets;
+        Ok(partitions.iter().map(|partition| offsets.get(partition).cloned()).collect())
+    }
+
+    fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {
+        let mut cluster = self.cluster();
+        for (partition, offset) in offsets {
+            cluster.partition(partition)?.delete_before(*offset);
+        }
+        Ok(())
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>> {
+        Ok(Box::new(MemoryReader::new(self.clone())))
+    }
+
+    fn producer(&self) -> Result<Box<dyn Producer>> {
+        Ok(Box::new(MemoryProducer(self.clone())))
+    }
+
+    fn member(&self, options: &MemberOptions) -> Result<Box<dyn Member>> {
+        Ok(Box::new(MemoryMember::join(self.clone(), options.clone())?))
+    }
+
+    fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {
+        let mut cluster = self.cluster();
+        let state = cluster.group(group);
+        if !state.members.is_empty() {
+            return Err(LogError::Other {
+                what: format!("commit offsets of group '{group}'"),
+                detail: "it has live members; stop them first".to_owned(),
+            });
+        }
+        state.offsets.extend(offsets.iter().cloned());
+        Ok(())
+    }
+}

@@ -83,7 +83,7 @@ pub fn two_split_the_partitions_and_one_leaves(log: &dyn Log) {
         first.step();
         (first.texts.len() == 2_000).then_some(())
     });
-    first.commit(&[]).unwrap();
+    first.commit_settled();
 
     let mut second = Worker::join(log, &options(&group, &format!("{group}-2"), &partitions[0]));
     until("two partitions each", || {
@@ -92,8 +92,8 @@ pub fn two_split_the_partitions_and_one_leaves(log: &dyn Log) {
         (first.owned.len() == 2 && second.owned.len() == 2).then_some(())
     });
     // Both go on committing, each under its own fence, and nothing is read twice.
-    first.commit(&[]).unwrap();
-    second.commit(&[]).unwrap();
+    first.commit_settled();
+    second.commit_settled();
     for partition in &partitions {
         assert_ne!(first.owned.contains_key(partition), second.owned.contains_key(partition));
         produce_numbers(log, partition, 10);
@@ -104,8 +104,8 @@ pub fn two_split_the_partitions_and_one_leaves(log: &dyn Log) {
         (first.texts.len() + second.texts.len() == 2_040).then_some(())
     });
     assert_eq!(second.texts.len(), 20);
-    first.commit(&[]).unwrap();
-    second.commit(&[]).unwrap();
+    first.commit_settled();
+    second.commit_settled();
 
     // Long before its session would have timed out, the rest is the first's again.
     second.member.leave().unwrap();
@@ -113,7 +113,7 @@ pub fn two_split_the_partitions_and_one_leaves(log: &dyn Log) {
         first.step();
         (first.owned.len() == 4).then_some(())
     });
-    first.commit(&[]).unwrap();
+    first.commit_settled();
     assert_eq!((first.lost, second.lost), (0, 0));
     assert_eq!(first.texts.len(), 2_020);
 }
@@ -138,6 +138,8 @@ pub fn a_commit_with_the_old_fence_is_fenced(log: &dyn Log) {
     let error = first.member.commit(&old_fence, &old_offsets).unwrap_err();
     assert!(matches!(error, CommitError::Fenced(_)), "{error}");
     first.member.abort().unwrap();
+    // It fenced the epoch, not the member.
+    first.commit_settled();
     first.commit(&[(&output, "a")]).unwrap();
     assert_eq!(read_all(log, &output), ["a"]);
 }
