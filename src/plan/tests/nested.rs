@@ -97,7 +97,12 @@ fn windows_that_do_not_end_together_wait_for_the_last() {
 
 #[test]
 fn a_derived_row_has_only_its_windows_time() {
-    let text = TWO.replace("tumble(hourly, window_start, interval '1 day')", "tumble((select window_start + interval '1 hour' as t, site, weight, n from hourly), t, interval '1 day')");
+    let text = TWO
+        .replace("tumble(hourly, window_start,", "tumble(x, t,")
+        .replace(
+            "    select window_start, site, max(weight)",
+            "    with x as (select window_start + interval '1 hour' as t, site, weight, n from hourly)\n    select window_start, site, max(weight)",
+        );
     let error = parse(&text, "nested.yaml").unwrap_err();
     assert!(error.to_string().contains("no watermark follows it"), "{error}");
 }
