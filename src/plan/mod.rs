@@ -214,3 +214,6 @@ pub enum LakePartition {
     /// `date(x)`: the UTC day of a timestamp column.
     Date(String),
 }
+
+#[cfg(test)]
+mod tests;

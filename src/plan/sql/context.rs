@@ -16,6 +16,7 @@ use datafusion_expr::{
 use datafusion_sql::sqlparser::ast;
 
 use super::Catalog;
+use super::calendar;
 use super::tumble::TumblePlanner;
 
 /// The functions of SQL, by every name they answer to.
@@ -28,6 +29,11 @@ pub(super) static FUNCTIONS: LazyLock<Functions> = LazyLock::new(|| {
     let mut scalar = BTreeMap::new();
     for function in datafusion_functions::all_default_functions() {
         for name in function.aliases().iter().cloned().chain([function.name().to_string()]) {
+            scalar.insert(name, Arc::clone(&function));
+        }
+    }
+    for function in calendar::functions() {
+        for name in aliases(&scalar, function.name()) {
             scalar.insert(name, Arc::clone(&function));
         }
     }
@@ -44,6 +50,11 @@ pub(super) static FUNCTIONS: LazyLock<Functions> = LazyLock::new(|| {
     }
     Functions { scalar, aggregate }
 });
+
+/// Every name of the function that answers to this one.
+fn aliases(functions: &BTreeMap<String, Arc<ScalarUDF>>, name: &str) -> Vec<String> {
+    functions.iter().filter(|(_, function)| function.name() == name).map(|(name, _)| name.clone()).collect()
+}
 
 /// The aggregate functions that run over windows, by DataFusion's names.
 pub(super) const AGGREGATES: [&str; 7] = ["count", "sum", "avg", "min", "max", "first_value", "last_value"];

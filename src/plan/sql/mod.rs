@@ -5,12 +5,14 @@
 //! Invariant: of DataFusion's rewrites only type coercion runs, and simplification node by node: neither moves
 //! a filter nor renames a column.
 
+mod calendar;
 mod chain;
 mod context;
 mod refuse;
 mod tumble;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
@@ -79,7 +81,7 @@ pub(super) struct View {
 
 pub(super) fn parse(sql: &str) -> Result<Query, SqlProblem> {
     let mut parser = parser(sql)?;
-    let statement = parser.parse_statement().map_err(syntax)?;
+    let mut statement = parser.parse_statement().map_err(syntax)?;
     while parser.consume_token(&Token::SemiColon) {}
     let rest = parser.peek_token();
     if rest.token != Token::EOF {
@@ -90,6 +92,7 @@ pub(super) fn parse(sql: &str) -> Result<Query, SqlProblem> {
         ));
     }
     let found = refuse::query(&statement)?;
+    let _: ControlFlow<()> = ast::VisitMut::visit(&mut statement, &mut Substrings);
     Ok(Query { statement, reads: found.reads, group_by: found.group_by })
 }
 
@@ -111,7 +114,7 @@ pub(super) fn predicate(
     relation: &Relation,
 ) -> Result<(Expr, Arc<dyn PhysicalExpr>), SqlProblem> {
     let mut parser = parser(text)?;
-    let parsed = parser.parse_expr().map_err(syntax)?;
+    let mut parsed = parser.parse_expr().map_err(syntax)?;
     let rest = parser.peek_token();
     if rest.token != Token::EOF {
         return Err(SqlProblem::at(
@@ -121,6 +124,7 @@ pub(super) fn predicate(
         ));
     }
     refuse::expression(&parsed)?;
+    let _: ControlFlow<()> = ast::VisitMut::visit(&mut parsed, &mut Substrings);
     let catalog = Catalog::from([(name.to_string(), relation.clone())]);
     let context = context::Context::new(&catalog);
     let explain = |error: DataFusionError| explain(&error, &catalog);
@@ -181,6 +185,37 @@ fn parser(sql: &str) -> Result<Parser<'static>, SqlProblem> {
     Ok(Parser::new(&GenericDialect {}).with_tokens_with_locations(kept))
 }
 
+/// Makes `substring(x from 1 for 2)` the call `substr(x, 1, 2)`, which is how the planner resolves it.
+struct Substrings;
+
+impl ast::VisitorMut for Substrings {
+    type Break = ();
+    fn post_visit_expr(&mut self, expr: &mut ast::Expr) -> ControlFlow<()> {
+        if let ast::Expr::Substring { expr: text, substring_from, substring_for, .. } = expr {
+            let plain = |expr: ast::Expr| ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(expr));
+            let one = ast::Expr::value(ast::Value::Number("1".to_string(), false));
+            let from = substring_from.take().map_or(one, |from| *from);
+            let mut args = vec![plain(text.as_ref().clone()), plain(from)];
+            args.extend(substring_for.take().map(|length| plain(*length)));
+            *expr = ast::Expr::Function(ast::Function {
+                name: ast::ObjectName::from(vec![ast::Ident::new("substr")]),
+                uses_odbc_syntax: false,
+                parameters: ast::FunctionArguments::None,
+                args: ast::FunctionArguments::List(ast::FunctionArgumentList {
+                    duplicate_treatment: None,
+                    args,
+                    clauses: Vec::new(),
+                }),
+                filter: None,
+                null_treatment: None,
+                over: None,
+                within_group: Vec::new(),
+            });
+        }
+        ControlFlow::Continue(())
+    }
+}
+
 /// The parser tells the place in its text only: "… at Line: 1, Column: 8".
 fn syntax(error: ParserError) -> SqlProblem {
     let text = match error {
@@ -233,11 +268,18 @@ fn explain(error: &DataFusionError, catalog: &Catalog) -> SqlProblem {
     }
     if let Some(diagnostic) = diagnostic {
         problem.message = diagnostic.message.clone();
-        problem.help = diagnostic.helps.first().map(|help| help.message.clone());
+        let notes: Vec<&str> = diagnostic.notes.iter().map(|note| note.message.as_str()).collect();
+        let notes = (!notes.is_empty()).then(|| notes.join("; "));
+        problem.help = diagnostic.helps.first().map(|help| help.message.clone()).or(notes);
         return problem;
     }
     let text = error.find_root().strip_backtrace();
-    let text = text.split_once("error: ").map_or(text.as_str(), |(_, rest)| rest);
+    let text = text.strip_prefix("Error during planning: ").unwrap_or(&text);
+    if text.starts_with("Projections require unique expression names") {
+        problem.message = "two columns of the SELECT have the same name".to_string();
+        problem.help = Some("give them different names with `as`".to_string());
+        return problem;
+    }
     problem.message = text.lines().next().unwrap_or_default().to_string();
     problem
 }

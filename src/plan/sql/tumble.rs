@@ -177,9 +177,6 @@ fn table_factor(expr: ast::Expr) -> Result<TableFactor> {
     match expr {
         ast::Expr::Identifier(name) => Ok(table(ObjectName::from(vec![name]))),
         ast::Expr::CompoundIdentifier(names) => Ok(table(ObjectName::from(names))),
-        ast::Expr::Subquery(subquery) => {
-            Ok(TableFactor::Derived { lateral: false, subquery, alias: None, sample: None })
-        }
         other => Err(wrong(other.span(), "tumble's first argument is a source or a view", USAGE)),
     }
 }

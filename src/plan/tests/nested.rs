@@ -1,0 +1,127 @@
+//! Views that read views.
+
+use super::*;
+use crate::operator::Order;
+
+const TWO: &str = "
+name: nested
+grace: 5m
+sources:
+  clicks:
+    topic: clicks
+    format: json
+    columns: {at: timestamp_ms, site: varchar, unused: varchar, weight: bigint}
+    event_time: at
+views:
+  heavy: select at, upper(site) as site, weight from clicks where weight > 1
+  hourly: |
+    select window_start, window_end, site, sum(weight) as weight, count(*) as n
+    from tumble(TABLE heavy, DESCRIPTOR(at), interval '1 hour')
+    group by window_start, window_end, site
+    having count(*) > 1
+  daily: |
+    select window_start, site, max(weight) as most, last(n) as n
+    from tumble(hourly, window_start, interval '1 day')
+    group by window_start, site
+  unsunk: select * from clicks
+sinks:
+  heavy: {topic: {name: heavy}}
+  daily: {topic: {name: daily, key: [site, window_start]}}
+  hourly: {topic: {name: hourly, key: [window_end, site]}}
+";
+
+fn aggregate<'a>(plan: &'a Plan, stage: &str) -> &'a AggregateSpec {
+    let stage = plan.stages.iter().find(|other| *other.name == *stage).expect("the stage");
+    match &stage.nodes[0].work {
+        Work::FinalAggregate(spec) => spec,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_view_is_planned_once_and_fans_out() {
+    let plan = planned(TWO);
+    let read: Vec<&str> = plan.sources[0].read.iter().map(|column| column.name.as_str()).collect();
+    assert_eq!(read, ["at", "site", "weight"]);
+    let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name.as_ref()).collect();
+    assert_eq!(names, ["ingest.clicks", "hourly", "daily"]);
+    assert_eq!(
+        outline(&plan.stages[0]),
+        ["map < input", "tumble < 0", "partial hourly < 1", "exchange 1 by [2] < 2", "sink 1 < 0"]
+    );
+    assert_eq!(
+        outline(&plan.stages[1]),
+        [
+            "final hourly < input",
+            "map < 0",
+            "tumble < 1",
+            "partial daily < 2",
+            "exchange 2 by [1] < 3",
+            "sink 2 < 1"
+        ]
+    );
+    assert_eq!(outline(&plan.stages[2]), ["final daily < input", "map < 0", "sink 0 < 1"]);
+    assert_eq!(plan.stages[2].input, StageInput::Exchange { upstream: vec![1] });
+    assert!(plan.sinks[1].row_key.is_empty(), "a view without windows only appends");
+    assert_eq!(plan.sinks[2].window_end, Some(1));
+    assert_eq!(plan.sinks[0].window_end, None);
+}
+
+#[test]
+fn the_second_aggregate_takes_changes_and_adds_no_grace() {
+    let plan = planned(TWO);
+    let (hourly, daily) = (aggregate(&plan, "hourly"), aggregate(&plan, "daily"));
+    assert_eq!((hourly.grace, hourly.changes, &hourly.order), (300_000_000, false, &Order::Source));
+    assert_eq!(daily.order, Order::RowKey(vec![0, 1, 2]));
+    assert_eq!((daily.grace, daily.changes), (0, true), "hours end with their days");
+    assert_eq!(plan.sinks[0].grace, 300_000_000);
+    assert_ne!(hourly.state_id, daily.state_id);
+    let names: Vec<&str> = daily.input.fields().iter().map(|field| field.name().as_str()).collect();
+    assert_eq!(
+        names,
+        ["hourly_window_start", "hourly_window_end", "site", "weight", "n", "window_start", "window_end"]
+    );
+}
+
+#[test]
+fn windows_that_do_not_end_together_wait_for_the_last() {
+    let plan = planned(&TWO.replace("interval '1 day'", "interval '90 minutes'"));
+    assert_eq!(aggregate(&plan, "daily").grace, 3_600_000_000);
+    assert_eq!(plan.sinks[0].grace, 3_900_000_000);
+    let plan = planned(&TWO.replace(
+        "tumble(hourly, window_start, interval '1 day')",
+        "tumble(hourly, window_end, interval '90 minutes')",
+    ));
+    assert_eq!(aggregate(&plan, "daily").grace, 0);
+}
+
+#[test]
+fn a_derived_row_has_only_its_windows_time() {
+    let text = TWO
+        .replace("tumble(hourly, window_start,", "tumble(x, t,")
+        .replace(
+            "    select window_start, site, max(weight)",
+            "    with x as (select window_start + interval '1 hour' as t, site, weight, n from hourly)\n    select window_start, site, max(weight)",
+        );
+    let error = parse(&text, "nested.yaml").unwrap_err();
+    assert!(error.to_string().contains("no watermark follows it"), "{error}");
+}
+
+#[test]
+fn the_same_windows_can_be_grouped_again() {
+    let text = TWO.replace("tumble(hourly, window_start, interval '1 day')", "hourly");
+    let plan = planned(&text);
+    assert_eq!(outline(&plan.stages[1])[2], "partial daily < 1");
+    assert_eq!(aggregate(&plan, "daily").size, 3_600_000_000);
+}
+
+#[test]
+fn subqueries_and_with_are_inlined() {
+    let text = TWO.replace(
+        "    select window_start, site, max(weight) as most, last(n) as n\n    from tumble(hourly, window_start, interval '1 day')\n    group by window_start, site\n",
+        "    with h as (select window_start as s, site, avg(weight) as w from tumble(heavy, at, interval '1 hour') group by window_start, site)\n    select window_start, site, max(t.w) as most from (select * from tumble(h, s, interval '1 day')) t group by window_start, site\n",
+    );
+    let plan = planned(&text);
+    let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name.as_ref()).collect();
+    assert_eq!(names, ["ingest.clicks", "daily.1", "daily", "hourly"]);
+}

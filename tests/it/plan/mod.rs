@@ -1,3 +1,0 @@
-//! Topology files to plans: goldens of whole plans and of every message.
-
-mod flights;
