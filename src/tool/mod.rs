@@ -12,9 +12,11 @@ pub mod init;
 mod input;
 mod printer;
 pub mod replay;
+pub mod run;
 mod stop;
 pub mod topic;
 pub mod verify;
+pub mod watch;
 
 pub use error::{Result, ToolError};
 pub use input::StoppableInput;
