@@ -175,10 +175,7 @@ pub fn the_same_instance_takes_over(log: &dyn Log) {
     let fence = old.fence.clone().unwrap();
     let error = old.member.commit(&fence, &old.offsets()).unwrap_err();
     assert!(matches!(error, CommitError::Fenced(_)), "{error}");
-    let error = until("the old one to be told", || match old.member.poll(POLL) {
-        Ok(_) => None,
-        Err(error) => Some(error),
-    });
+    let error = until("the old one to be told", || old.member.poll(POLL).err());
     assert!(matches!(error, LogError::Fenced(_)), "{error}");
     drop(old);
     new.commit(&[(&output, "newer")]).unwrap();
