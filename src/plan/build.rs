@@ -87,6 +87,7 @@ impl Planner<'_> {
                     format!("'{}' is already the source of line {line}", name.value),
                     Some("give the view a name of its own".to_string()),
                 );
+                continue;
             }
             match sql::parse(&text.0.value) {
                 Ok(query) => {
@@ -492,6 +493,7 @@ fn assemble(
     let source_names: Vec<Arc<str>> = source_plans.iter().map(|source| Arc::clone(&source.name)).collect();
     let grace: Micros = settings.grace;
     let mut builder = Builder::new(&source_names, views, grace, settings.retention);
+    builder.views()?;
     for (index, sink) in sinks.iter().enumerate() {
         builder.sink(&sink.view, index)?;
     }

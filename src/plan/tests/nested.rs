@@ -125,3 +125,18 @@ fn subqueries_and_with_are_inlined() {
     let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name.as_ref()).collect();
     assert_eq!(names, ["ingest.clicks", "daily.1", "daily", "hourly"]);
 }
+
+#[test]
+fn a_new_sink_moves_no_stage() {
+    let before = planned(&TWO.replace("  hourly: {topic: {name: hourly, key: [window_end, site]}}\n", ""));
+    let after = planned(TWO);
+    let stages = |plan: &Plan| -> Vec<(Arc<str>, usize)> {
+        let keyed = plan.stages.iter().filter_map(|stage| match &stage.nodes[0].work {
+            Work::FinalAggregate(spec) => Some((Arc::clone(&stage.name), usize::from(spec.state_id))),
+            _ => None,
+        });
+        keyed.collect()
+    };
+    assert_eq!(stages(&before), stages(&after));
+    assert_eq!(before.fingerprint, after.fingerprint);
+}
