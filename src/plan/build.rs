@@ -9,7 +9,7 @@ use std::sync::Arc;
 use datafusion_common::DataFusionError;
 
 use super::declared::{self, CheckSource, DeclaredSource, Settings};
-use super::error::{Place, PlanError, Problem, SourceFile, suggest};
+use super::error::{PlanError, Problem, SourceFile, suggest};
 use super::sql::{self, Catalog, Facts, Query, Relation, SqlProblem, View};
 use super::stages::Builder;
 use super::topology::{Sink, Topology};
@@ -121,7 +121,7 @@ impl Planner<'_> {
     }
 
     fn sql_problem(&mut self, text: &serde_saphyr::Spanned<String>, problem: &SqlProblem) {
-        let found = sql_problem(self.file, text, problem);
+        let found = declared::sql_problem(self.file, text, problem);
         self.problems.push(found);
     }
 
@@ -346,19 +346,6 @@ impl Planner<'_> {
             }
         }
         LakeSink { table: lake.table.value.clone(), partition_by }
-    }
-}
-
-fn sql_problem(file: &SourceFile<'_>, text: &serde_saphyr::Spanned<String>, problem: &SqlProblem) -> Problem {
-    let start = Place::from(text.referenced);
-    let (line, column) = (problem.line.max(1) as usize, problem.column.max(1) as usize);
-    let place = file.inside(&text.value, start, line, column);
-    file.problem(place, problem.message.clone(), problem.help.clone())
-}
-
-impl super::declared::PointsIntoSql for SourceFile<'_> {
-    fn sql_problem(&self, text: &serde_saphyr::Spanned<String>, problem: &SqlProblem) -> Problem {
-        sql_problem(self, text, problem)
     }
 }
 
