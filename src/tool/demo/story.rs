@@ -73,7 +73,11 @@ fn settings(config: &Config, home: &Path) -> Result<Config> {
     let served = home.join("broker");
     match std::fs::remove_dir_all(home) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            let what = format!("cannot wipe {} (is a demo running, or {} served?)", home.display(), served.display());
+            let what = format!(
+                "cannot wipe {} (is a demo running, or {} served?)",
+                home.display(),
+                served.display()
+            );
             return Err(ToolError::io(what)(error));
         }
         _ => {}
@@ -188,7 +192,11 @@ impl Story<'_> {
         let began = Instant::now();
         let (progress, flag) = (Progress::default(), self.stop.flag());
         let report = replay_into_lake(self.plan, self.log, &options, &progress, &flag)?;
-        self.say(&format!("{}  in {:.1} s", counters(&report.replay.counters), began.elapsed().as_secs_f64()))?;
+        self.say(&format!(
+            "{}  in {:.1} s",
+            counters(&report.replay.counters),
+            began.elapsed().as_secs_f64()
+        ))?;
         let Some((_, manifest, _)) = report.tables.into_iter().next() else {
             return Err(panicked("the lake table of the demo's topology"));
         };
@@ -260,9 +268,11 @@ impl Story<'_> {
                 column("window_start")?,
                 &arrow::datatypes::DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, None),
             );
-            let start = start.map_err(|error| ToolError::Failed { message: error.to_string(), help: None })?;
+            let start =
+                start.map_err(|error| ToolError::Failed { message: error.to_string(), help: None })?;
             let start = start.as_primitive::<TimestampMicrosecondType>();
-            let (origin, carrier) = (column("origin")?.as_string::<i32>(), column("carrier")?.as_string::<i32>());
+            let (origin, carrier) =
+                (column("origin")?.as_string::<i32>(), column("carrier")?.as_string::<i32>());
             let flights = column("flights")?.as_primitive::<Int64Type>();
             let delay = column("delay")?.as_primitive::<Float64Type>();
             for row in 0..batch.num_rows() {
@@ -279,10 +289,15 @@ impl Story<'_> {
         let dead = progress.counters().dead;
         self.say(&format!("refined records    headwater topic tail {REFINED} -n 3 --data-dir {home}"))?;
         self.say(&format!("{dead} dead letters      headwater topic tail flights.dead --from-beginning --json --data-dir {home}"))?;
-        self.say(&format!("replay it again    headwater replay topologies/flights/flights.yaml --late 24h --data-dir {home}"))?;
+        self.say(&format!(
+            "replay it again    headwater replay topologies/flights/flights.yaml --late 24h --data-dir {home}"
+        ))?;
         self.say("your own topology  headwater init")?;
         self.out.line("")?;
-        self.out.line(&format!("The demo took {:.0} s; its topic {REFINED} and lake are in {home}.", took.as_secs_f64()))
+        self.out.line(&format!(
+            "The demo took {:.0} s; its topic {REFINED} and lake are in {home}.",
+            took.as_secs_f64()
+        ))
     }
 }
 
