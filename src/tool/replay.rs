@@ -4,11 +4,17 @@
 //! fails or is killed leaves the old version as it was.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use crate::engine::{EngineError, Progress, ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::engine::{
+    EngineError, Progress, ReplayOptions, ReplayReport, ReplaySink, SinkWriter, TopicNames, replay,
+};
 use crate::lake::{
     FinishedPart, Lake, LakeError, Manifest, NewVersion, OffsetRange, PartWriter, PartitionBy, RunInfo,
     TableSpec,
