@@ -44,13 +44,12 @@ mod transactions;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use cluster::Cluster;
@@ -128,28 +127,30 @@ impl Broker {
         std::fs::create_dir_all(folder).map_err(storage("create"))?;
         let lock = take_lock(folder)?;
         let unable = |source: io::Error| BrokerError::Listen { address: options.listen, source };
+        // A taken port is found out before the folder is touched.
+        let listener = TcpListener::bind(options.listen).map_err(unable)?;
+        listener.set_nonblocking(true).map_err(unable)?;
+        let address = listener.local_addr().map_err(unable)?;
+        let cluster = Arc::new(Cluster::open(folder).map_err(storage("open"))?);
+        publish(folder, address).map_err(storage("write the address file of"))?;
+        let (stop, stopped) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKER_THREADS)
             .thread_name("broker")
             .enable_all()
             .build()
             .map_err(storage("start threads to serve"))?;
-        // A taken port is found out before the folder is touched.
-        let listener = runtime.block_on(TcpListener::bind(options.listen)).map_err(unable)?;
-        let address = listener.local_addr().map_err(unable)?;
-        let cluster = Arc::new(Cluster::open(folder).map_err(storage("open"))?);
-        publish(folder, address).map_err(storage("write the address file of"))?;
-        let (stop, stopped) = watch::channel(false);
         let upkeep = spawn_upkeep(cluster.clone(), stopped.clone());
         let upkeep = upkeep.map_err(storage("start threads to serve"))?;
         let path = folder.clone();
         let main = move || {
             let _held = lock;
-            runtime.block_on(server::serve(cluster.clone(), listener, stopped));
+            let served = runtime.block_on(server::serve(cluster.clone(), listener, stopped));
             runtime.shutdown_timeout(STOP_PATIENCE);
             let upkeep_ended = upkeep.join();
             let _ = std::fs::remove_file(path.join("address"));
             cluster.close().map_err(|source| BrokerError::Storage { what: "close", path, source })?;
+            served.map_err(|source| BrokerError::Listen { address, source })?;
             upkeep_ended.map_err(|_| BrokerError::Panicked)
         };
         let thread = std::thread::Builder::new().name("broker-main".into()).spawn(main);

@@ -75,12 +75,17 @@ impl Incoming {
     }
 }
 
-/// Accepts connections until told to stop.
-pub async fn serve(cluster: Arc<Cluster>, listener: TcpListener, mut stopped: watch::Receiver<bool>) {
+/// Accepts connections until told to stop. The listener does not block.
+pub async fn serve(
+    cluster: Arc<Cluster>,
+    listener: std::net::TcpListener,
+    mut stopped: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stopped.changed() => return,
+            _ = stopped.changed() => return Ok(()),
         };
         let Ok((stream, peer)) = accepted else {
             // Out of file descriptors, most likely: others must close first.

@@ -5,9 +5,13 @@
 
 mod broker;
 mod check;
+mod demo;
 mod init;
+mod replay;
+mod run;
 mod schema;
 mod topic;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +25,7 @@ use crate::tool::{Printer, Result};
 
 const EXAMPLES: &str = "\
 Examples:
+  headwater demo                                    see it work on a month of real flights
   headwater init                                    a topology and a config to start from
   headwater topic produce orders orders.ndjson --partitions 4
   headwater topic tail orders --from-beginning -n 5
@@ -40,8 +45,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Demo),
     Init(init::Init),
     Check(check::Check),
+    Run(run::Run),
+    Replay(replay::Replay),
+    Verify(verify::Verify),
     Schema(schema::Schema),
     Topic(topic::Topic),
     Broker(broker::Broker),
@@ -109,6 +118,10 @@ pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     global.start_log();
     let outcome = match command {
+        Command::Demo(demo) => demo.run(&global),
+        Command::Run(run) => run.run(&global),
+        Command::Replay(replay) => replay.run(&global),
+        Command::Verify(verify) => verify.run(&global),
         Command::Init(init) => init.run(&global),
         Command::Check(check) => check.run(&global),
         Command::Schema(schema) => schema.run(&global),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use datafusion_common::DataFusionError;
 
 use super::declared::{self, CheckSource, DeclaredSource, Settings};
-use super::error::{Place, PlanError, Problem, SourceFile, suggest};
+use super::error::{PlanError, Problem, SourceFile, suggest};
 use super::sql::{self, Catalog, Facts, Query, Relation, SqlProblem, View};
 use super::stages::Builder;
 use super::topology::{Sink, Topology};
@@ -87,6 +87,7 @@ impl Planner<'_> {
                     format!("'{}' is already the source of line {line}", name.value),
                     Some("give the view a name of its own".to_string()),
                 );
+                continue;
             }
             match sql::parse(&text.0.value) {
                 Ok(query) => {
@@ -120,7 +121,7 @@ impl Planner<'_> {
     }
 
     fn sql_problem(&mut self, text: &serde_saphyr::Spanned<String>, problem: &SqlProblem) {
-        let found = sql_problem(self.file, text, problem);
+        let found = declared::sql_problem(self.file, text, problem);
         self.problems.push(found);
     }
 
@@ -348,19 +349,6 @@ impl Planner<'_> {
     }
 }
 
-fn sql_problem(file: &SourceFile<'_>, text: &serde_saphyr::Spanned<String>, problem: &SqlProblem) -> Problem {
-    let start = Place::from(text.referenced);
-    let (line, column) = (problem.line.max(1) as usize, problem.column.max(1) as usize);
-    let place = file.inside(&text.value, start, line, column);
-    file.problem(place, problem.message.clone(), problem.help.clone())
-}
-
-impl super::declared::PointsIntoSql for SourceFile<'_> {
-    fn sql_problem(&self, text: &serde_saphyr::Spanned<String>, problem: &SqlProblem) -> Problem {
-        sql_problem(self, text, problem)
-    }
-}
-
 fn names(view: &View) -> impl Iterator<Item = &str> {
     view.schema.fields().iter().map(|field| field.name().as_str())
 }
@@ -492,6 +480,7 @@ fn assemble(
     let source_names: Vec<Arc<str>> = source_plans.iter().map(|source| Arc::clone(&source.name)).collect();
     let grace: Micros = settings.grace;
     let mut builder = Builder::new(&source_names, views, grace, settings.retention);
+    builder.views()?;
     for (index, sink) in sinks.iter().enumerate() {
         builder.sink(&sink.view, index)?;
     }

@@ -1,7 +1,5 @@
 //! What a file declares, checked one thing at a time: names, types, durations, checks.
 
-use std::sync::LazyLock;
-
 use datafusion_common::DFSchema;
 use serde_saphyr::{Error, Options, Spanned};
 
@@ -41,21 +39,18 @@ pub(super) struct CheckSource {
     pub canonical: String,
 }
 
-/// Finds the place of a problem inside SQL.
-pub(super) trait PointsIntoSql {
-    fn sql_problem(&self, text: &Spanned<String>, problem: &SqlProblem) -> Problem;
+/// A problem inside a scalar that holds SQL.
+pub(super) fn sql_problem(file: &SourceFile<'_>, text: &Spanned<String>, problem: &SqlProblem) -> Problem {
+    let (line, column) = (problem.line.max(1) as usize, problem.column.max(1) as usize);
+    let place = file.inside(&text.value, Place::from(text.referenced), line, column);
+    file.problem(place, problem.message.clone(), problem.help.clone())
 }
 
 /// Reads the YAML; its first error ends it.
 pub(super) fn read(file: &SourceFile<'_>) -> Result<Topology, Problem> {
-    static OPTIONS: LazyLock<fn() -> Options> = LazyLock::new(|| {
-        || {
-            let mut options = Options::default();
-            options.with_snippet = false;
-            options
-        }
-    });
-    serde_saphyr::from_str_with_options(file.text, OPTIONS()).map_err(|error| yaml_problem(file, &error))
+    let mut options = Options::default();
+    options.with_snippet = false;
+    serde_saphyr::from_str_with_options(file.text, options).map_err(|error| yaml_problem(file, &error))
 }
 
 fn yaml_problem(file: &SourceFile<'_>, error: &Error) -> Problem {
@@ -203,7 +198,7 @@ fn source(
 }
 
 pub(super) fn checks(
-    file: &(impl PointsIntoSql + FileLike),
+    file: &SourceFile<'_>,
     topology: &Topology,
     sources: &[DeclaredSource],
     catalog: &Catalog,
@@ -215,7 +210,7 @@ pub(super) fn checks(
         if !declared.contains(&source.value.as_str()) {
             let help = suggest(&source.value, declared, "the sources are");
             let message = format!("checks of '{}', which is no source", source.value);
-            problems.push(file.at(source.referenced.into(), message, help));
+            problems.push(file.problem(source.referenced, message, help));
             continue;
         }
         // A source with problems of its own, or that no sink needs, has no schema here.
@@ -225,7 +220,7 @@ pub(super) fn checks(
             if checks[..index].iter().any(|other| other.name.value == check.name.value) {
                 let help = Some("counters and dead letters go by the name: give each its own".to_string());
                 let message = format!("'{}' has two checks '{}'", source.value, check.name.value);
-                problems.push(file.at(check.name.referenced.into(), message, help));
+                problems.push(file.problem(check.name.referenced, message, help));
             }
             match sql::predicate(&check.expect.0.value, &source.value, relation) {
                 Ok((expr, physical)) => compiled.push(CheckSource {
@@ -243,7 +238,7 @@ pub(super) fn checks(
                         },
                     },
                 }),
-                Err(problem) => problems.push(file.sql_problem(&check.expect.0, &problem)),
+                Err(problem) => problems.push(sql_problem(file, &check.expect.0, &problem)),
             }
         }
     }
@@ -254,17 +249,6 @@ fn columns_of(expr: &datafusion_expr::Expr, name: &str, relation: &sql::Relation
     let schema = DFSchema::try_from_qualified_schema(name, &relation.schema);
     let found = schema.and_then(|schema| sql::columns([expr], &schema)).unwrap_or_default();
     found.into_iter().map(|index| relation.schema.field(index).name().clone()).collect()
-}
-
-/// A file that a problem can point into.
-pub(super) trait FileLike {
-    fn at(&self, place: Place, message: String, help: Option<String>) -> Problem;
-}
-
-impl FileLike for SourceFile<'_> {
-    fn at(&self, place: Place, message: String, help: Option<String>) -> Problem {
-        self.problem(place, message, help)
-    }
 }
 
 fn micros(

@@ -64,7 +64,7 @@ pub(super) fn describe(
         for check in checks.iter().filter(deciding) {
             columns.extend(check.columns.iter().map(String::as_str));
         }
-        for column in source.columns.iter().collect::<Vec<_>>().into_iter() {
+        for column in &source.columns {
             if columns.contains(column.name.as_str()) || source.strict {
                 lines.push(format!("  column {} {}", column.name, column.ty));
             }
@@ -113,8 +113,7 @@ fn chain(
             (view.input.clone(), Vec::new())
         }
     };
-    // What follows the last aggregate decides nothing that is kept, unless another stage keeps it: that one
-    // then reads this view by name.
+    // What follows the last aggregate counts too: a correction takes back a row as it was sent.
     lines.extend(view.steps.iter().flat_map(step));
     (origin, lines)
 }

@@ -47,11 +47,17 @@ impl<'a> Builder<'a> {
         builder
     }
 
-    /// Plans a view, if it is not yet, and lets a sink have its rows.
-    pub fn sink(&mut self, view: &str, sink: usize) -> Result<usize, DataFusionError> {
+    /// Plans all views, in the order of their names, so that sinks decide nothing about stages.
+    pub fn views(&mut self) -> Result<(), DataFusionError> {
+        let views = self.views;
+        views.keys().try_for_each(|view| self.relation(view).map(drop))
+    }
+
+    /// Lets a sink have a view's rows.
+    pub fn sink(&mut self, view: &str, sink: usize) -> Result<(), DataFusionError> {
         let outlet = self.relation(view)?;
         self.add(outlet, Work::Sink(sink));
-        Ok(outlet.stage)
+        Ok(())
     }
 
     fn relation(&mut self, name: &str) -> Result<Outlet, DataFusionError> {

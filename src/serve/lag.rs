@@ -156,10 +156,10 @@ impl PartitionLag {
         };
         let offset = committed.as_ref().map(|position| position.offset);
         let mut problem = match offset {
-            Some(offset) if offset < bounds.start => Some(format!(
-                "{} that were not read are gone",
-                text::count((bounds.start - offset) as u64, "record")
-            )),
+            Some(offset) if offset < bounds.start => {
+                let gone = bounds.start - offset;
+                Some(format!("{gone} offsets that were not read are gone (retention, or DeleteRecords)"))
+            }
             Some(offset) if offset > bounds.end => {
                 Some("the topic is shorter than what was read of it; was it made anew?".to_string())
             }

@@ -111,6 +111,11 @@ fn metadata(watermark: Micros, idle: bool, counters: Option<Counters>) -> String
     metadata.to_text()
 }
 
+/// A base for log timestamps: recent, since the broker's retention deletes what is old.
+pub fn recent_ms() -> i64 {
+    chrono::Utc::now().timestamp_millis() - 3_600_000
+}
+
 const GROUP: &str = "headwater.orders";
 const SECOND: Micros = 1_000_000;
 /// 2026-01-01T00:00:00Z
@@ -124,10 +129,10 @@ fn printed(report: &LagReport, json: bool) -> String {
 
 #[test]
 fn a_topology_that_never_ran_has_everything_to_read() {
-    let cluster = Cluster::start();
+    let (cluster, base) = (Cluster::start(), recent_ms());
     cluster.create("orders", 2);
-    cluster.produce("orders", 1, 5_000, &["{}", "{}", "{}"]);
-    let report = lag_at(&keyed_plan(), &*cluster.log, 65_000).unwrap();
+    cluster.produce("orders", 1, base + 5_000, &["{}", "{}", "{}"]);
+    let report = lag_at(&keyed_plan(), &*cluster.log, base + 65_000).unwrap();
     assert_eq!(report.partitions.len(), 2);
     assert_eq!(report.partitions.iter().map(|at| at.lag_records).collect::<Vec<_>>(), [0, 3]);
     assert_eq!(report.partitions[1].committed, None);
@@ -148,19 +153,19 @@ fn a_missing_source_topic_is_named() {
 
 #[test]
 fn both_clocks_the_slowest_origin_and_the_counters_are_shown() {
-    let cluster = Cluster::start();
+    let (cluster, base) = (Cluster::start(), recent_ms());
     cluster.create("orders", 3);
     cluster.create("orders.exchange.hourly", 4);
     for partition in 0..3 {
-        cluster.produce("orders", partition, 5_000, &["a", "b"]);
-        cluster.produce("orders", partition, 9_000, &["c"]);
+        cluster.produce("orders", partition, base + 5_000, &["a", "b"]);
+        cluster.produce("orders", partition, base + 9_000, &["c"]);
     }
     let counters = Counters { read: 2, refined: 1, filtered: 0, late: 1, dead: 0 };
     cluster.commit(GROUP, "orders", 0, 3, &metadata(T, false, Some(counters)));
     cluster.commit(GROUP, "orders", 1, 2, &metadata(T - 90 * SECOND, false, Some(counters)));
     cluster.commit(GROUP, "orders", 2, 3, &metadata(T - 500 * SECOND, true, None));
     cluster.commit(GROUP, "orders.exchange.hourly", 0, 0, &metadata(T - 90 * SECOND, false, None));
-    let report = lag_at(&keyed_plan(), &*cluster.log, 10_000).unwrap();
+    let report = lag_at(&keyed_plan(), &*cluster.log, base + 10_000).unwrap();
     let at = |partition: usize| &report.partitions[partition];
     assert_eq!(
         (at(0).lag_records, at(0).lag_seconds_log, at(0).lag_seconds_event),
@@ -196,9 +201,9 @@ fn both_clocks_the_slowest_origin_and_the_counters_are_shown() {
 
 #[test]
 fn all_idle_and_offsets_that_cannot_be_gone_on_from() {
-    let cluster = Cluster::start();
+    let (cluster, base) = (Cluster::start(), recent_ms());
     cluster.create("orders", 2);
-    cluster.produce("orders", 0, 5_000, &["a", "b", "c"]);
+    cluster.produce("orders", 0, base + 5_000, &["a", "b", "c"]);
     cluster.commit(GROUP, "orders", 0, 1, &metadata(T, true, None));
     cluster.commit(GROUP, "orders", 1, 0, &metadata(T - SECOND, true, None));
     let hold = lag(&keyed_plan(), &*cluster.log).unwrap().holds.remove(0);
@@ -208,7 +213,7 @@ fn all_idle_and_offsets_that_cannot_be_gone_on_from() {
     cluster.commit(GROUP, "orders", 1, 0, "moved by hand");
     let report = lag(&keyed_plan(), &*cluster.log).unwrap();
     assert_eq!(report.partitions[0].lag_records, 1);
-    assert_eq!(report.partitions[0].problem.as_deref(), Some("1 record that were not read are gone"));
+    assert_eq!(report.partitions[0].problem.as_deref(), Some("1 offsets that were not read are gone (retention, or DeleteRecords)"));
     assert!(report.partitions[1].problem.as_ref().unwrap().contains("moved by another tool"));
     assert!(report.summary().ends_with("2 partitions can't go on"), "{}", report.summary());
 }
@@ -248,10 +253,10 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 #[test]
 fn a_process_serves_its_own_partitions_and_says_when_it_is_ready() {
-    let cluster = Cluster::start();
+    let (cluster, base) = (Cluster::start(), recent_ms());
     cluster.create("orders", 2);
     cluster.create("orders.exchange.hourly", 4);
-    cluster.produce("orders", 0, 5_000, &["a", "b", "c"]);
+    cluster.produce("orders", 0, base + 5_000, &["a", "b", "c"]);
     let counted = |read| Counters { read, refined: read - 1, filtered: 0, late: 0, dead: 1 };
     cluster.commit(GROUP, "orders", 0, 1, &metadata(T, false, Some(counted(101))));
     let progress = Progress::default();

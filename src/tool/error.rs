@@ -2,8 +2,13 @@
 
 use crate::broker::BrokerError;
 use crate::config::ConfigError;
+use crate::engine::EngineError;
+use crate::lake::LakeError;
 use crate::log::LogError;
 use crate::plan::PlanError;
+
+use super::replay::ReplayError;
+use super::verify::VerifyError;
 
 pub type Result<T, E = ToolError> = std::result::Result<T, E>;
 
@@ -16,6 +21,12 @@ pub enum ToolError {
     Log(#[from] LogError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     /// Topology files with all that is wrong with them.
     #[error("{}", .0.iter().map(PlanError::to_string).collect::<Vec<_>>().join("\n"))]
     Topology(Vec<PlanError>),
@@ -62,7 +73,8 @@ impl ToolError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Config(error) => error.help(),
-            Self::Log(LogError::Unreachable { .. }) => Some(
+            Self::Log(LogError::Unreachable { .. })
+            | Self::Engine(EngineError::Log(LogError::Unreachable { .. })) => Some(
                 "is the broker running, and is --brokers (or 'brokers' in the config) right? Without brokers the \
                  embedded one is used"
                     .to_owned(),
@@ -70,6 +82,9 @@ impl ToolError {
             Self::Input { help, .. } | Self::Failed { help, .. } => help.clone(),
             Self::Log(_)
             | Self::Broker(_)
+            | Self::Engine(_)
+            | Self::Replay(_)
+            | Self::Verify(_)
             | Self::Topology(_)
             | Self::Io { .. }
             | Self::Reported { .. }
@@ -86,8 +101,28 @@ impl ToolError {
             | Self::Topology(_)
             | Self::Input { .. }
             | Self::Log(LogError::NoTopic { .. }) => 2,
-            Self::Log(_) | Self::Broker(_) | Self::Io { .. } | Self::Failed { .. } => 1,
+            Self::Engine(error)
+            | Self::Replay(ReplayError::Engine(error))
+            | Self::Verify(VerifyError::Engine(error)) => engine_code(error),
+            Self::Replay(ReplayError::NoTable(_) | ReplayError::Lake(LakeError::Url { .. })) => 2,
+            Self::Verify(VerifyError::NothingCommitted(_)) => 2,
+            Self::Log(_)
+            | Self::Broker(_)
+            | Self::Io { .. }
+            | Self::Replay(_)
+            | Self::Verify(_)
+            | Self::Failed { .. } => 1,
         }
+    }
+}
+
+/// What a user can put right by another file, argument or topic is input; the rest has failed.
+fn engine_code(error: &EngineError) -> u8 {
+    match error {
+        EngineError::NoSourceTopic { .. }
+        | EngineError::FingerprintChanged { .. }
+        | EngineError::Log(LogError::NoTopic { .. }) => 2,
+        _ => 1,
     }
 }
 

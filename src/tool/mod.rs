@@ -14,10 +14,12 @@ mod input;
 mod printer;
 pub mod replay;
 pub mod reset;
+pub mod run;
 pub mod status;
 mod stop;
 pub mod topic;
 pub mod verify;
+pub mod watch;
 
 pub use error::{Result, ToolError};
 pub use input::StoppableInput;

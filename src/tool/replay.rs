@@ -4,18 +4,171 @@
 //! fails or is killed leaves the old version as it was.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use crate::engine::{EngineError, Progress, ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::engine::{
+    EngineError, Progress, ReplayOptions, ReplayReport, ReplaySink, SinkWriter, TopicNames, replay,
+};
 use crate::lake::{
     FinishedPart, Lake, LakeError, Manifest, NewVersion, OffsetRange, PartWriter, PartitionBy, RunInfo,
     TableSpec,
 };
 use crate::log::Log;
 use crate::plan::{LakePartition, Late, Plan};
-use crate::record::Batch;
+use crate::record::{Batch, TopicPartition};
+
+use super::cluster;
+use super::watch::{counters, grouped};
+use super::{Printer, Stop, ToolError};
+
+const BAR_EVERY: Duration = Duration::from_millis(100);
+
+/// What the command line says of a replay.
+pub struct Options {
+    pub lake: Option<String>,
+    pub late: String,
+    pub threads: Option<usize>,
+}
+
+/// `as-live`, `all`, or a duration.
+pub fn parse_late(text: &str) -> Result<Late, ToolError> {
+    match text {
+        "as-live" => Ok(Late::AsLive),
+        "all" => Ok(Late::All),
+        duration => humantime::parse_duration(duration)
+            .map(|duration| Late::AtLeast(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+            .map_err(|error| {
+                ToolError::input_with_help(
+                    format!("--late {duration}: {error}"),
+                    "give as-live, all, or a duration like 24h",
+                )
+            }),
+    }
+}
+
+#[derive(Serialize)]
+struct Published<'a> {
+    view: &'a str,
+    table: &'a str,
+    version: u64,
+    rows: u64,
+    bytes: u64,
+    files: usize,
+    digest: String,
+    duckdb: &'a str,
+}
+
+/// Replays the topology of a file, with a progress bar where a person watches.
+pub fn replay_file(
+    config: &Config,
+    file: &Path,
+    options: &Options,
+    out: &mut Printer,
+) -> Result<(), ToolError> {
+    let plan = crate::plan::load(file)?;
+    let late = parse_late(&options.late)?;
+    let stop = Stop::on_signals()?;
+    let cluster = cluster::open(config)?;
+    let data = &config.data_dir;
+    let lake = options.lake.clone().or_else(|| config.lake.url.clone());
+    let replay = LakeReplay {
+        lake: lake.unwrap_or_else(|| data.join("lake").display().to_string()),
+        late,
+        late_text: options.late.clone(),
+        threads: options.threads.unwrap_or_else(|| config.worker.thread_count()),
+        state_budget: config.state.budget as usize,
+        scratch: data.join(format!("scratch-{}", std::process::id())),
+    };
+    let started = Instant::now();
+    let progress = Progress::default();
+    let total = records_held(&plan, &*cluster.log)?;
+    let report = with_bar(total, &progress, || {
+        replay_into_lake(&plan, &cluster.log, &replay, &progress, &stop.flag())
+    });
+    let _ = std::fs::remove_dir_all(&replay.scratch); // emptied at the next start in any case
+    let report = report?;
+    print_report(&report, started.elapsed().as_secs_f64(), out)?;
+    out.flush()
+}
+
+/// Upper bound of the records to read: transaction markers count as well.
+fn records_held(plan: &Plan, log: &dyn Log) -> Result<u64, ToolError> {
+    let mut total = 0;
+    for (topic, count) in TopicNames::sources(plan, log)? {
+        for partition in 0..count {
+            let bounds = log.bounds(&TopicPartition::new(Arc::clone(&topic), partition))?;
+            total += (bounds.end - bounds.start).max(0) as u64;
+        }
+    }
+    Ok(total)
+}
+
+/// Shows a bar on a terminal's stderr while `work` runs; nothing where nobody watches.
+pub fn with_bar<T: Send>(total: u64, progress: &Progress, work: impl FnOnce() -> T + Send) -> T {
+    let style = "{bar:30} {human_pos}/{human_len} records  {per_sec}  ETA {eta}";
+    let bar = indicatif::ProgressBar::new(total);
+    if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (bar, done) = (&bar, &done);
+        scope.spawn(move || {
+            while !done.load(Ordering::Acquire) {
+                bar.set_position(progress.counters().read);
+                std::thread::sleep(BAR_EVERY);
+            }
+            bar.finish_and_clear();
+        });
+        let result = work();
+        done.store(true, Ordering::Release);
+        result
+    })
+}
+
+fn print_report(report: &LakeReport, seconds: f64, out: &mut Printer) -> Result<(), ToolError> {
+    if !out.json() {
+        out.line(&format!("{}  in {seconds:.1} s", counters(&report.replay.counters)))?;
+    }
+    for (partition, (from, _)) in &report.replay.offsets {
+        if *from > 0 && !out.json() {
+            out.line(&format!(
+                "note: {partition} begins at offset {from}: what was before is gone from the topic and not in this version"
+            ))?;
+        }
+    }
+    for (view, manifest, query) in &report.tables {
+        if out.json() {
+            out.object(&Published {
+                view,
+                table: &manifest.table,
+                version: manifest.version,
+                rows: manifest.rows,
+                bytes: manifest.bytes,
+                files: manifest.files.len(),
+                digest: manifest.digest.to_string(),
+                duckdb: query,
+            })?;
+        } else {
+            out.line(&format!(
+                "{} is now version {}: {} rows in {} files, digest {}",
+                manifest.table,
+                manifest.version,
+                grouped(manifest.rows),
+                manifest.files.len(),
+                manifest.digest
+            ))?;
+            out.line(&format!("read it with DuckDB:\n  {query}"))?;
+        }
+    }
+    Ok(())
+}
 
 /// How to replay into a lake. Sizes in bytes.
 pub struct LakeReplay {

@@ -7,6 +7,7 @@
 //! Invariant: the replay's rows are encoded by the encoder of the live run.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use arrow::array::{Array, TimestampMicrosecondArray};
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::engine::{
     EngineError, OffsetMetadata, Progress, ReplayOptions, ReplaySink, SinkEncoder, SinkWriter, TopicNames,
     replay,
@@ -22,6 +24,10 @@ use crate::log::{Event, Log, LogError};
 use crate::plan::{Late, Plan, SinkPlan, StageInput};
 use crate::record::{Batch, Micros, TopicPartition};
 use crate::time::{WATERMARK_MIN, is_closed};
+
+use super::cluster;
+use super::watch::{event_time, grouped};
+use super::{Printer, Stop, ToolError};
 
 /// What a key's last refined record holds; `None`: it was deleted.
 type Live = HashMap<Vec<u8>, Option<Vec<u8>>>;
@@ -95,6 +101,70 @@ pub enum VerifyError {
     Log(#[from] LogError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+/// Verifies the topology of a file and prints what was found; a difference is exit code 1.
+pub fn verify_file(
+    config: &Config,
+    file: &Path,
+    differences_max: usize,
+    patience: Duration,
+    out: &mut Printer,
+) -> Result<(), ToolError> {
+    let plan = crate::plan::load(file)?;
+    let stop = Stop::on_signals()?;
+    let cluster = cluster::open(config)?;
+    let scratch = config.data_dir.join(format!("scratch-{}", std::process::id()));
+    let options = VerifyOptions {
+        threads: config.worker.thread_count(),
+        state_budget: config.state.budget as usize,
+        scratch: Some(scratch.clone()),
+        patience,
+        differences_max,
+    };
+    let report = verify(&plan, &cluster.log, &options, &Progress::default(), &stop.flag());
+    let _ = std::fs::remove_dir_all(&scratch); // emptied at the next start in any case
+    let report = report?;
+    print_report(&report, out)?;
+    out.flush()?;
+    match report.is_equal() {
+        true => Ok(()),
+        false => Err(ToolError::Reported { exit_code: 1 }),
+    }
+}
+
+pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), ToolError> {
+    if out.json() {
+        return report.views.iter().try_for_each(|view| out.object(view));
+    }
+    let cut = report.watermark.map_or("none yet".to_owned(), event_time);
+    out.line(&format!(
+        "replayed {} records to the live run's cut (watermark {cut})",
+        grouped(report.records)
+    ))?;
+    for view in &report.views {
+        let verdict = if view.differing == 0 { "EQUAL" } else { "DIFFERENT" };
+        out.line(&format!(
+            "{verdict}  {}: {} rows equal, {} differ, {} pending (their windows are open), {} not compared",
+            view.topic,
+            grouped(view.equal),
+            grouped(view.differing),
+            grouped(view.pending),
+            grouped(view.not_compared)
+        ))?;
+        for difference in &view.differences {
+            out.line(&format!("  key    {}", difference.key))?;
+            out.line(&format!("  live   {}", difference.live.as_deref().unwrap_or("no row")))?;
+            out.line(&format!("  replay {}", difference.replay.as_deref().unwrap_or("no row")))?;
+        }
+    }
+    if report.state_expired > 0 {
+        out.line(&format!(
+            "{} rows came to the live run after their window's retention (state_expired); a replay has them",
+            grouped(report.state_expired)
+        ))?;
+    }
+    Ok(())
 }
 
 /// Replays to the cut and compares every view that has a topic.

@@ -40,6 +40,7 @@ conformance! {
     reading::an_offset_it_does_not_hold_is_an_error,
     reading::offset_at_a_timestamp,
     reading::paused_and_resumed,
+    reading::paused_at_its_end_and_resumed,
     reading::unknown_topics,
     writing::topics_are_created_once_and_deleted,
     writing::keys_values_and_headers_may_be_null,
@@ -57,6 +58,7 @@ conformance! {
     members::a_commit_with_the_old_fence_is_fenced,
     members::the_same_instance_takes_over,
     members::offsets_committed_from_outside,
+    members::dropped_in_the_middle_of_a_rebalance,
 }
 
 fn memory() -> MemoryLog {
@@ -67,6 +69,14 @@ fn kafka() -> Option<KafkaLog> {
     let brokers = real_kafka()?.to_owned();
     let options = KafkaOptions { brokers, properties: BTreeMap::new(), client_id: "conformance".into() };
     Some(KafkaLog::connect(&options).unwrap())
+}
+
+/// The log in memory has a test of its own for this: its time is handed in.
+#[test]
+fn kafka_replaces_a_member_whose_session_times_out() {
+    if let Some(log) = kafka() {
+        members::a_member_that_is_gone_is_replaced_when_its_session_times_out(&log);
+    }
 }
 
 #[test]

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 mod broker;
+mod cli;
 mod engine;
 mod lake;
 mod log_conformance;
-mod plan;
 mod support;
 mod tidy;

@@ -169,7 +169,7 @@ fn a_file_says_why_it_exists_has_no_marks_and_is_short() {
             }
         }
         let lines = text.lines().count();
-        if lines > LINES_MAX {
+        if lines > LINES_MAX && path.starts_with("src/") {
             wrong.push(format!("{path} has {lines} lines: it is two things"));
         } else if lines > LINES_WISHED {
             eprintln!("{path} has {lines} lines");

@@ -138,11 +138,9 @@ impl Admin {
         };
         let what = format!("offset of {partition} at {timestamp_ms} ms");
         self.client.check(code, &what)?;
-        if let Some(entry) = list.entries().into_iter().next() {
-            self.client.check(entry.code, &what)?;
-            return Ok((entry.offset >= 0).then_some(entry.offset));
-        }
-        Ok(None)
+        let Some(entry) = list.entries().into_iter().next() else { return Ok(None) };
+        self.client.check(entry.code, &what)?;
+        Ok((entry.offset >= 0).then_some(entry.offset))
     }
 
     pub fn create_topics(&self, topics: &[TopicSpec]) -> Result<()> {

@@ -131,6 +131,9 @@ fn consumer_configuration(options: &KafkaOptions, fixed: &[(&str, String)]) -> R
 fn producer_client(options: &KafkaOptions, fixed: &[(&str, String)]) -> Result<Client> {
     let defaults = [
         ("linger.ms", "5"),
+        // A transaction right after another finds the coordinator still writing markers and has to ask again.
+        ("retry.backoff.ms", "5"),
+        ("retry.backoff.max.ms", "500"),
         ("compression.type", "lz4"),
         ("queue.buffering.max.messages", "500000"),
         ("queue.buffering.max.kbytes", "262144"),

@@ -17,7 +17,7 @@ pub struct Faults {
     pub lost_aborted: f64,
     /// A group rebalances at this step.
     pub rebalance_at: Option<u64>,
-    /// The member whose step this is loses its membership and its producer to nobody in particular.
+    /// The member whose step this is is out of its group, as after a session that timed out.
     pub fence_at: Option<u64>,
     /// From this step on, all calls of the member whose step it is fail: its process is gone.
     pub crash_at: Option<u64>,

@@ -274,3 +274,96 @@ impl Log for MemoryLog {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::log::{CommitError, Event, Fence};
+
+    fn joined(log: &MemoryLog) -> (Box<dyn Member>, TopicPartition, Fence) {
+        let spec = TopicSpec { name: "t".into(), partitions: 1, config: BTreeMap::new() };
+        log.create_topics(&[spec]).unwrap();
+        let options = MemberOptions {
+            group: "g".into(),
+            instance: "i".into(),
+            topics: vec!["t".into()],
+            session_timeout: Duration::from_secs(10),
+            transaction_timeout: Duration::from_secs(10),
+        };
+        let mut member = log.member(&options).unwrap();
+        let fence = member.poll(Duration::ZERO).unwrap().into_iter().find_map(|event| match event {
+            Event::Assigned { fence, .. } => Some(fence),
+            _ => None,
+        });
+        (member, TopicPartition::new("t", 0), fence.unwrap())
+    }
+
+    fn commit(member: &mut dyn Member, to: &TopicPartition, fence: &Fence) -> Result<(), CommitError> {
+        member.begin().unwrap();
+        member.produce(to, &[Outgoing { value: Some(b"v"), ..Outgoing::default() }]).unwrap();
+        member.commit(fence, &[(to.clone(), Position { offset: 7, metadata: String::new() })])
+    }
+
+    #[test]
+    fn a_lost_answer_is_unknown_and_the_log_knows() {
+        for (lost_committed, lost_aborted, expected) in [(1.0, 0.0, Some(7)), (0.0, 1.0, None)] {
+            let log = MemoryLog::with_faults(Faults { lost_committed, lost_aborted, ..Faults::default() });
+            let (mut member, partition, fence) = joined(&log);
+            let error = commit(member.as_mut(), &partition, &fence).unwrap_err();
+            assert!(matches!(error, CommitError::Unknown(_)), "{error}");
+            let committed = log.committed("g", &[partition]).unwrap().remove(0);
+            assert_eq!(committed.map(|position| position.offset), expected);
+        }
+    }
+
+    #[test]
+    fn a_crash_ends_the_member_and_its_successor_aborts_its_transaction() {
+        let log = MemoryLog::with_faults(Faults { crash_at: Some(3), ..Faults::default() });
+        let (mut member, partition, fence) = joined(&log);
+        assert!(commit(member.as_mut(), &partition, &fence).is_err());
+        assert!(member.poll(Duration::ZERO).is_err());
+        assert_eq!(log.bounds(&partition).unwrap(), Bounds { start: 0, end: 0 }, "its transaction is open");
+        let (mut successor, _, fence) = joined(&log);
+        assert_eq!(log.bounds(&partition).unwrap(), Bounds { start: 0, end: 2 }, "aborted, and a marker");
+        commit(successor.as_mut(), &partition, &fence).unwrap();
+    }
+
+    #[test]
+    fn a_session_times_out_by_the_time_that_is_handed_in() {
+        let log = MemoryLog::new();
+        let (mut member, partition, fence) = joined(&log);
+        log.set_time_ms(FIRST_MS + 10_001);
+        let error = commit(member.as_mut(), &partition, &fence).unwrap_err();
+        assert!(matches!(error, CommitError::Fenced(_)), "{error}");
+        member.abort().unwrap();
+        let events = member.poll(Duration::ZERO).unwrap();
+        assert!(
+            events.iter().any(|event| matches!(event, Event::Lost(lost) if *lost == [partition.clone()]))
+        );
+    }
+
+    #[test]
+    fn the_same_seed_reads_in_the_same_pieces() {
+        let pieces = |seed| {
+            let log = MemoryLog::with_faults(Faults { seed, short_reads: 0.7, ..Faults::default() });
+            let (_, partition, _) = joined(&log);
+            let mut producer = log.producer().unwrap();
+            producer.produce(&partition, &[Outgoing::default(); 200]).unwrap();
+            let mut reader = log.reader().unwrap();
+            reader.assign(&[(partition, 0)]).unwrap();
+            let mut sizes = Vec::new();
+            while sizes.iter().sum::<usize>() < 200 {
+                for event in reader.poll(Duration::ZERO).unwrap() {
+                    if let Event::Run(run) = event {
+                        sizes.push(run.records.len());
+                    }
+                }
+            }
+            sizes
+        };
+        assert_eq!(pieces(1), pieces(1));
+        assert!((1..20).any(|seed| pieces(seed) != pieces(1)));
+    }
+}

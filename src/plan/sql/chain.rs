@@ -281,7 +281,10 @@ impl Walk<'_> {
     /// Adds a projection, to the filter just below it if there is one.
     fn project(&mut self, exprs: Vec<Expr>, input: &DFSchemaRef, output: &DFSchemaRef) {
         let output = Arc::clone(output.inner());
-        if let Some(Step::Map { project: project @ None, output: last, .. }) = self.steps.last_mut() {
+        if let Some(Step::Map { input: below, project: project @ None, output: last, .. }) =
+            self.steps.last_mut()
+            && below.as_ref() == input.as_ref()
+        {
             *project = Some(exprs);
             *last = output;
         } else {

@@ -125,3 +125,57 @@ fn subqueries_and_with_are_inlined() {
     let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name.as_ref()).collect();
     assert_eq!(names, ["ingest.clicks", "daily.1", "daily", "hourly"]);
 }
+
+#[test]
+fn a_new_sink_moves_no_stage() {
+    let before = planned(&TWO.replace("  hourly: {topic: {name: hourly, key: [window_end, site]}}\n", ""));
+    let after = planned(TWO);
+    let stages = |plan: &Plan| -> Vec<(Arc<str>, usize)> {
+        let keyed = plan.stages.iter().filter_map(|stage| match &stage.nodes[0].work {
+            Work::FinalAggregate(spec) => Some((Arc::clone(&stage.name), usize::from(spec.state_id))),
+            _ => None,
+        });
+        keyed.collect()
+    };
+    assert_eq!(stages(&before), stages(&after));
+    assert_eq!(before.fingerprint, after.fingerprint);
+}
+
+#[test]
+fn calls_keep_their_arguments_and_filters() {
+    use crate::operator::Function::{Avg, Count, First, Last, Max, Min, Sum};
+    let select = "select window_end, count(*) as a, count(site) as b, sum(weight * 2) as c, avg(weight) filter (where site <> 'x') as d, min(at) as e, max(upper(site)) as f, first(site) as g, last_value(weight) as h\n    from tumble(clicks, at, interval '10 minutes', interval '2 minutes')\n    where weight is not null\n    group by window_end";
+    let text = TWO.replace("  unsunk: select * from clicks\n", &format!("  unsunk: |\n    {select}\n"));
+    let plan =
+        planned(&text.replace("sinks:\n", "sinks:\n  unsunk: {topic: {name: unsunk, key: [window_end]}}\n"));
+    let spec = aggregate(&plan, "unsunk");
+    let functions: Vec<_> = spec.calls.iter().map(|call| call.function).collect();
+    assert_eq!(functions, [Count, Count, Sum, Avg, Min, Max, First, Last]);
+    let arguments: Vec<bool> = spec.calls.iter().map(|call| call.argument.is_some()).collect();
+    assert_eq!(arguments, [false, true, true, true, true, true, true, true]);
+    assert!(spec.calls[3].filter.is_some() && spec.calls[0].filter.is_none());
+    assert_eq!((spec.window_start, spec.window_end, spec.size), (None, Some(0), 600_000_000));
+    let exchange = plan.stages[0].nodes.iter().find_map(|node| match &node.work {
+        Work::Exchange { stage, key_columns } if *plan.stages[*stage].name == *"unsunk" => {
+            Some(key_columns.clone())
+        }
+        _ => None,
+    });
+    assert_eq!(exchange, Some(vec![0]), "with no other group column, the window's");
+    let sink = plan.sinks.iter().find(|sink| &*sink.view == "unsunk").expect("the sink");
+    let types: Vec<String> = sink.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
+    assert_eq!(
+        types,
+        ["Timestamp(µs)", "Int64", "Int64", "Int64", "Float64", "Timestamp(µs)", "Utf8", "Utf8", "Int64"]
+    );
+}
+
+#[test]
+fn a_file_cut_anywhere_gives_problems_and_no_panic() {
+    for (cut, _) in FLIGHTS.char_indices() {
+        if let Err(error) = parse(&FLIGHTS[..cut], "cut.yaml") {
+            assert!(!error.problems().is_empty());
+            assert!(error.problems().iter().all(|problem| problem.line > 0 && problem.column > 0), "{error}");
+        }
+    }
+}

@@ -175,10 +175,7 @@ pub fn the_same_instance_takes_over(log: &dyn Log) {
     let fence = old.fence.clone().unwrap();
     let error = old.member.commit(&fence, &old.offsets()).unwrap_err();
     assert!(matches!(error, CommitError::Fenced(_)), "{error}");
-    let error = until("the old one to be told", || match old.member.poll(POLL) {
-        Ok(_) => None,
-        Err(error) => Some(error),
-    });
+    let error = until("the old one to be told", || old.member.poll(POLL).err());
     assert!(matches!(error, LogError::Fenced(_)), "{error}");
     drop(old);
     new.commit(&[(&output, "newer")]).unwrap();
@@ -200,4 +197,49 @@ pub fn offsets_committed_from_outside(log: &dyn Log) {
         (worker.texts.len() == 13).then_some(())
     });
     assert_eq!(worker.texts.iter().filter(|(partition, _)| *partition == partitions[1]).count(), 3);
+}
+
+pub fn dropped_in_the_middle_of_a_rebalance(log: &dyn Log) {
+    let partitions = topic(log, "dropped", 2);
+    let group = unique("dropped");
+    let mut first = Worker::join(log, &options(&group, &format!("{group}-1"), &partitions[0]));
+    first.await_partitions(2);
+    let mut second = Worker::join(log, &options(&group, &format!("{group}-2"), &partitions[0]));
+    // The first has been asked to give one up, and never answers.
+    let mut asked = false;
+    until("the first to be asked", || {
+        second.step();
+        asked |= first.member.poll(POLL).unwrap().iter().any(|event| matches!(event, Event::Revoked(_)));
+        asked.then_some(())
+    });
+    let Worker { member, .. } = first;
+    let ended = std::thread::spawn(move || drop(member));
+    crate::support::within(Duration::from_secs(20), "the member to end", || {
+        std::thread::yield_now();
+        ended.is_finished().then_some(())
+    });
+    second.step();
+    assert!(second.owned.len() < 2, "its session has not timed out");
+}
+
+pub fn a_member_that_is_gone_is_replaced_when_its_session_times_out(log: &dyn Log) {
+    let partitions = topic(log, "session", 2);
+    let group = unique("session");
+    let mut first = Worker::join(log, &options(&group, &format!("{group}-1"), &partitions[0]));
+    let brief = MemberOptions {
+        session_timeout: Duration::from_secs(6),
+        ..options(&group, &format!("{group}-2"), &partitions[0])
+    };
+    let mut second = Worker::join(log, &brief);
+    until("a partition each", || {
+        first.step();
+        second.step();
+        (first.owned.len() == 1 && second.owned.len() == 1).then_some(())
+    });
+    drop(second);
+    until("all partitions", || {
+        first.step();
+        (first.owned.len() == 2).then_some(())
+    });
+    first.commit_settled();
 }

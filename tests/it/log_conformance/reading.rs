@@ -135,6 +135,27 @@ pub fn paused_and_resumed(log: &dyn Log) {
     assert_eq!(seen.texts(&partitions[0]), (0..1_000).map(|i| i.to_string()).collect::<Vec<_>>());
 }
 
+pub fn paused_at_its_end_and_resumed(log: &dyn Log) {
+    let partition = topic(log, "pause-end", 1).remove(0);
+    let mut reader = log.reader().unwrap();
+    reader.assign(&[(partition.clone(), 0)]).unwrap();
+    let mut seen = Seen::default();
+    for round in 1..=5 {
+        produce_numbers(log, &partition, 1);
+        read_to(reader.as_mut(), &mut seen, &partition, round);
+        reader.pause(std::slice::from_ref(&partition)).unwrap();
+        assert!(reader.poll(POLL).unwrap().is_empty(), "an end is reported once");
+        reader.resume(std::slice::from_ref(&partition)).unwrap();
+    }
+    // What arrives during the pause begins right at the end.
+    reader.pause(std::slice::from_ref(&partition)).unwrap();
+    produce_numbers(log, &partition, 3);
+    reader.resume(std::slice::from_ref(&partition)).unwrap();
+    read_to(reader.as_mut(), &mut seen, &partition, 8);
+    let offsets: Vec<i64> = seen.records[&partition].iter().map(|record| record.offset).collect();
+    assert_eq!(offsets, (0..8).collect::<Vec<_>>());
+}
+
 pub fn unknown_topics(log: &dyn Log) {
     let name = unique("nowhere");
     let partition = TopicPartition::new(name.as_str(), 0);

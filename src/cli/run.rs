@@ -1,0 +1,30 @@
+//! `headwater run`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Global;
+use crate::tool::{self, Result};
+
+/// Run a topology live: records in, refined records out, exactly once
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  headwater run topologies/flights/flights.yaml               until Ctrl-C: it commits and leaves the group
+  headwater run topologies/flights/flights.yaml --until-end   after what the topics hold now
+
+Start it on more machines to scale out: the group shares the partitions.")]
+pub struct Run {
+    #[arg(value_name = "TOPOLOGY")]
+    file: PathBuf,
+    /// Stop, committed, after what the source topics held at the start
+    #[arg(long)]
+    until_end: bool,
+}
+
+impl Run {
+    pub fn run(self, global: &Global) -> Result<()> {
+        tool::run::run(&global.load_config()?, &self.file, self.until_end, &mut global.printer())
+    }
+}

@@ -1,0 +1,133 @@
+//! `headwater run`: a topology live.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::engine::{self, Progress, RunOptions, RunReport};
+use crate::plan::{self, Plan};
+
+use super::cluster::{self, Cluster};
+use super::watch::{counters, event_time, grouped, watermark};
+use super::{Printer, Result, Stop, ToolError};
+
+/// How often a run says where it is.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The engine's settings from the config.
+pub fn options(config: &Config, until_end: bool) -> RunOptions {
+    let copies = config.data_dir.join("checkpoints").display().to_string();
+    RunOptions {
+        threads: config.worker.thread_count(),
+        epoch: config.worker.epoch,
+        epoch_rows: config.worker.epoch_rows as u64,
+        epoch_bytes: config.worker.epoch_bytes,
+        checkpoint_interval: config.worker.checkpoint_interval,
+        state_budget: config.state.budget as usize,
+        state_dir: config.data_dir.join("state"),
+        checkpoints: Some(config.state.url.clone().unwrap_or(copies)),
+        until_end,
+    }
+}
+
+#[derive(Serialize)]
+struct Moment {
+    topology: String,
+    read: u64,
+    refined: u64,
+    filtered: u64,
+    late: u64,
+    dead: u64,
+    watermark: Option<String>,
+    commits: u64,
+}
+
+/// Runs the topology of a file until a signal, or with `until_end` to the ends that its sources have now.
+pub fn run(config: &Config, file: &Path, until_end: bool, out: &mut Printer) -> Result<()> {
+    let plan = Arc::new(plan::load(file)?);
+    let stop = Stop::on_signals()?;
+    let cluster = cluster::open(config)?;
+    if !out.json() {
+        let broker = if cluster.serves() { "the embedded broker" } else { "Kafka" };
+        out.line(&format!("topology '{}' runs on {broker} at {}", plan.name, cluster.address))?;
+        out.flush()?;
+    }
+    let progress = Progress::default();
+    let report = watched(&plan, &cluster, &options(config, until_end), &progress, &stop, out)?;
+    finish(&plan, &report, &progress, until_end, out)
+}
+
+/// Runs in a thread of its own and reports meanwhile.
+fn watched(
+    plan: &Arc<Plan>,
+    cluster: &Cluster,
+    options: &RunOptions,
+    progress: &Progress,
+    stop: &Stop,
+    out: &mut Printer,
+) -> Result<RunReport> {
+    std::thread::scope(|scope| {
+        let flag = stop.flag();
+        let running = scope.spawn(move || engine::run(plan, &cluster.log, options, progress, &flag));
+        let mut reported = Instant::now();
+        let mut closed = None;
+        while !running.is_finished() {
+            std::thread::sleep(LOOK_EVERY);
+            if reported.elapsed() >= REPORT_EVERY {
+                reported = Instant::now();
+                if let Err(error) = report(plan, progress, out).and_then(|()| out.flush()) {
+                    stop.set();
+                    closed.get_or_insert(error);
+                }
+            }
+        }
+        let outcome = running.join().map_err(|_| ToolError::Failed {
+            message: "the topology panicked; what is committed is safe".to_owned(),
+            help: None,
+        })?;
+        match closed {
+            Some(error) => Err(error),
+            None => Ok(outcome?),
+        }
+    })
+}
+
+fn report(plan: &Plan, progress: &Progress, out: &mut Printer) -> Result<()> {
+    let (sum, watermark) = (progress.counters(), watermark(progress));
+    if !out.json() {
+        return out.line(&format!("{}  watermark {}", counters(&sum), event_time(watermark)));
+    }
+    out.object(&Moment {
+        topology: plan.name.to_string(),
+        read: sum.read,
+        refined: sum.refined,
+        filtered: sum.filtered,
+        late: sum.late,
+        dead: sum.dead,
+        watermark: (watermark != crate::time::WATERMARK_MIN).then(|| event_time(watermark)),
+        commits: progress.commits().0,
+    })
+}
+
+fn finish(
+    plan: &Plan,
+    run: &RunReport,
+    progress: &Progress,
+    until_end: bool,
+    out: &mut Printer,
+) -> Result<()> {
+    report(plan, progress, out)?;
+    if !out.json() {
+        let open: u64 = progress.tasks().values().filter_map(|task| task.open_windows).sum();
+        let why = if until_end { "reached the ends" } else { "stopped" };
+        out.line(&format!("{why} and committed after {} commits", grouped(run.commits)))?;
+        if open > 0 {
+            out.line(&format!("{} windows stay open until more records move the watermark", grouped(open)))?;
+        }
+    }
+    out.flush()
+}

@@ -1,0 +1,219 @@
+//! The program as users run it: commands, what they print, and their exit codes, on the embedded broker.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder to work in, as a user's project.
+struct Project(TempDir);
+
+struct Outcome {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Project {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
+        command.args(arguments).current_dir(self.path()).env_remove("HEADWATER_BROKERS");
+        command
+    }
+    fn run(&self, arguments: &[&str]) -> Outcome {
+        self.run_with(arguments, "")
+    }
+    fn run_with(&self, arguments: &[&str], input: &str) -> Outcome {
+        let mut command = self.command(arguments);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // A command that does not read its input may end before it is written.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        Outcome {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+    /// Runs it and expects it to go well.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let outcome = self.run(arguments);
+        assert_eq!(outcome.code, 0, "{arguments:?}: {}", outcome.err);
+        outcome.out
+    }
+    /// Serves the embedded broker on a free port until it is dropped.
+    fn broker(&self) -> Server {
+        let mut child = self
+            .command(&["broker", "--listen", "127.0.0.1:0", "--json"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let serving: Value = serde_json::from_str(&line).unwrap();
+        assert!(serving["address"].as_str().unwrap().starts_with("127.0.0.1:"));
+        Server(child)
+    }
+}
+
+struct Server(Child);
+
+impl Server {
+    fn stop(mut self) -> Option<i32> {
+        assert!(Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap().success());
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn objects(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_tour_that_init_proposes_works_and_the_topics_outlive_the_broker() {
+    let project = Project::new();
+    assert!(project.ok(&["init"]).contains("wrote config/headwater.yaml"));
+    assert!(project.ok(&["check", "topologies/example/example.yaml"]).contains("'example' is right"));
+    let server = project.broker();
+    let orders = "topologies/example/orders.ndjson";
+    let sent = project.ok(&["topic", "produce", "example.orders", orders, "--partitions", "1"]);
+    assert_eq!(sent, "sent 8 records to example.orders\n");
+    let wanted = std::fs::read_to_string(project.path().join(orders)).unwrap();
+    assert_eq!(project.ok(&["topic", "tail", "example.orders", "--from-beginning"]), wanted);
+    assert_eq!(server.stop(), Some(0), "SIGTERM is a good end");
+
+    // Now the command serves it by itself.
+    let listed = objects(&project.ok(&["topic", "list", "--json"]));
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0]["topic"], "example.orders");
+    assert_eq!(listed[0]["records"], 8);
+    let columns = project.ok(&["topic", "infer", "example.orders"]);
+    assert!(columns.contains("\ncolumns:\n  order_id: bigint "), "{columns}");
+}
+
+#[test]
+fn records_go_from_topic_to_topic_as_they_are_and_the_last_ones_are_found() {
+    let project = Project::new();
+    let _server = project.broker();
+    let lines: String = (0..25).map(|n| format!("{{\"n\": {n}, \"k\": \"k{}\"}}\n", n % 4)).collect();
+    let produce = ["topic", "produce", "a", "--partitions", "3", "--key", "k,n"];
+    assert_eq!(project.run_with(&produce, &lines).code, 0);
+    let all = project.ok(&["topic", "tail", "a", "--from-beginning", "--json"]);
+    let copied = project.run_with(&["topic", "produce", "b", "--envelope", "--partitions", "3"], &all);
+    assert_eq!(copied.out, "sent 25 records to b\n", "{}", copied.err);
+
+    let comparable = |text: &str| {
+        let mut records: Vec<String> = objects(text)
+            .into_iter()
+            .map(|record| {
+                format!("{} {} {} {}", record["partition"], record["offset"], record["key"], record["value"])
+            })
+            .collect();
+        records.sort();
+        records
+    };
+    let copies = project.ok(&["topic", "tail", "b", "--from-beginning", "--json"]);
+    assert_eq!(comparable(&copies), comparable(&all));
+    assert!(all.contains(r#""key":{"k":"k0","n":0},"value":{"n": 0, "k": "k0"}"#), "{all}");
+
+    assert_eq!(project.ok(&["topic", "tail", "a"]).lines().count(), 10);
+    assert_eq!(project.ok(&["topic", "tail", "a", "-n", "99"]).lines().count(), 25);
+    assert_eq!(project.ok(&["topic", "tail", "a", "-n", "0"]), "");
+    assert_eq!(project.ok(&["topic", "tail", "a", "--from-beginning", "-n", "4"]).lines().count(), 4);
+    let keyed = project.ok(&["topic", "tail", "a", "--key", "-n", "1"]);
+    assert!(keyed.starts_with(r#"{"k":"k"#) && keyed.contains("}\t{\"n\": "), "{keyed}");
+}
+
+#[test]
+fn a_line_that_is_no_record_ends_it_and_says_what_was_sent() {
+    let project = Project::new();
+    let _server = project.broker();
+    let produce = ["topic", "produce", "t", "--partitions", "1"];
+    let outcome = project.run_with(&produce, "{\"a\": 1}\n\n{\"a\": 2}\n{\"a\": oops}\n{\"a\": 3}\n");
+    assert_eq!(outcome.code, 2);
+    assert!(outcome.err.starts_with("error: line 4 of standard input"), "{}", outcome.err);
+    assert!(outcome.err.contains("the 2 records before it were sent, nothing after it"), "{}", outcome.err);
+    assert_eq!(project.ok(&["topic", "tail", "t"]), "{\"a\": 1}\n{\"a\": 2}\n");
+
+    let outcome = project.run_with(&["topic", "produce", "t", "--key", "b"], "{\"a\": 1}\n");
+    assert!(outcome.err.contains("no field 'b'"), "{}", outcome.err);
+    let outcome =
+        project.run_with(&["topic", "produce", "t", "--envelope"], "{\"value\": 1, \"partition\": 7}\n");
+    assert!(outcome.err.contains("no partition 7"), "{}", outcome.err);
+    assert_eq!(project.ok(&["topic", "tail", "t"]).lines().count(), 2);
+}
+
+#[test]
+fn followers_see_what_comes_and_end_well_when_interrupted_or_unread() {
+    let project = Project::new();
+    let _server = project.broker();
+    assert_eq!(project.run_with(&["topic", "produce", "t", "--partitions", "1"], "1\n2\n").code, 0);
+    let mut follower = project
+        .command(&["topic", "tail", "t", "-n", "1", "--follow"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "2");
+    assert_eq!(project.run_with(&["topic", "produce", "t"], "3\n").code, 0);
+    assert_eq!(lines.next().unwrap().unwrap(), "3");
+    let interrupt = Command::new("kill").args(["-INT", &follower.id().to_string()]).status().unwrap();
+    assert!(interrupt.success());
+    assert_eq!(follower.wait().unwrap().code(), Some(0));
+
+    // More than a pipe holds, so that the reader's going away is noticed.
+    let many = "\"0123456789012345678901234567890123456789\"\n".repeat(10_000);
+    assert_eq!(project.run_with(&["topic", "produce", "many", "--partitions", "1"], &many).code, 0);
+    let mut tail = project
+        .command(&["topic", "tail", "many", "--from-beginning"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut head = BufReader::new(tail.stdout.take().unwrap());
+    head.read_line(&mut String::new()).unwrap();
+    drop(head);
+    let ended = tail.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8(ended.stderr).unwrap()), (Some(0), String::new()));
+}
+
+#[test]
+fn what_is_wrong_with_the_input_is_exit_code_2_and_told_once() {
+    let project = Project::new();
+    let cases: [(&[&str], &str); 8] = [
+        (&["topic", "tale"], "a similar subcommand exists: 'tail'"),
+        (&["--config", "none.yaml", "topic", "list"], "error: there is no config file none.yaml\nhelp: "),
+        (&["topic", "tail", "nope"], "error: there is no topic 'nope'"),
+        (&["topic", "create", "a b"], "error: 'a b' is not a topic name\nhelp: "),
+        (&["topic", "create", "a", "--partitions", "0"], "0 is not in 1.."),
+        (&["topic", "create", "a", "-c", "x"], "write NAME=VALUE"),
+        (&["topic", "produce", "a", "no.ndjson"], "error: cannot read no.ndjson"),
+        (&["check", "none.yaml"], "error: none.yaml: cannot read the topology"),
+    ];
+    for (arguments, wanted) in cases {
+        let outcome = project.run(arguments);
+        assert_eq!(outcome.code, 2, "{arguments:?}: {}", outcome.err);
+        assert!(outcome.err.contains(wanted), "{arguments:?}: {}", outcome.err);
+        assert_eq!(outcome.err.matches("error:").count(), 1, "{}", outcome.err);
+        assert_eq!(outcome.out, "", "{arguments:?}");
+    }
+    let outcome = project.run(&["--brokers", "127.0.0.1:1", "topic", "list"]);
+    assert_eq!(outcome.code, 1, "{}", outcome.err);
+    assert!(outcome.err.starts_with("error: cannot reach 127.0.0.1:1"), "{}", outcome.err);
+}
