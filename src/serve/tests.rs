@@ -213,7 +213,10 @@ fn all_idle_and_offsets_that_cannot_be_gone_on_from() {
     cluster.commit(GROUP, "orders", 1, 0, "moved by hand");
     let report = lag(&keyed_plan(), &*cluster.log).unwrap();
     assert_eq!(report.partitions[0].lag_records, 1);
-    assert_eq!(report.partitions[0].problem.as_deref(), Some("1 offsets that were not read are gone (retention, or DeleteRecords)"));
+    assert_eq!(
+        report.partitions[0].problem.as_deref(),
+        Some("1 offsets that were not read are gone (retention, or DeleteRecords)")
+    );
     assert!(report.partitions[1].problem.as_ref().unwrap().contains("moved by another tool"));
     assert!(report.summary().ends_with("2 partitions can't go on"), "{}", report.summary());
 }

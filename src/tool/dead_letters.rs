@@ -458,11 +458,17 @@ mod tests {
         assert_eq!(found(reason("check")), ["orders.dead/1@0", "orders.dead/1@1"]);
         assert_eq!(found(reason("check:positive")), ["orders.dead/1@1"]);
         assert!(found(reason("chec")).is_empty());
-        let since = |text: &str| Filters { since_ms: Some(Filters::since(text, now_ms).unwrap()), ..Filters::default() };
+        let since = |text: &str| Filters {
+            since_ms: Some(Filters::since(text, now_ms).unwrap()),
+            ..Filters::default()
+        };
         assert_eq!(found(since("45m")), ["orders.dead/1@0", "orders.dead/1@1"]);
         assert_eq!(found(Filters { reason: Some("check".into()), ..since("10m") }), ["orders.dead/1@1"]);
         assert!(found(since("1s")).is_empty());
-        assert_eq!(found(Filters { offset: Some(0), ..Filters::default() }), ["orders.dead/0@0", "orders.dead/1@0"]);
+        assert_eq!(
+            found(Filters { offset: Some(0), ..Filters::default() }),
+            ["orders.dead/0@0", "orders.dead/1@0"]
+        );
         let one = Filters { partition: Some(1), offset: Some(1), ..Filters::default() };
         assert_eq!(found(one), ["orders.dead/1@1"]);
         assert!(found(Filters { partition: Some(5), ..Filters::default() }).is_empty());
@@ -472,7 +478,8 @@ mod tests {
     fn since_is_a_duration_or_a_time() {
         let day = 1_769_817_600_000;
         assert_eq!(Filters::since("2h", day).unwrap(), day - 7_200_000);
-        for text in ["2026-01-31", "2026-01-31T00:00:00Z", "2026-01-31T01:00:00+01:00", "2026-01-31 00:00:00"] {
+        for text in ["2026-01-31", "2026-01-31T00:00:00Z", "2026-01-31T01:00:00+01:00", "2026-01-31 00:00:00"]
+        {
             assert_eq!(Filters::since(text, 0).unwrap(), day, "{text}");
         }
         assert!(Filters::since("yesterday", 0).unwrap_err().to_string().contains("yesterday"));
@@ -482,7 +489,8 @@ mod tests {
     fn json_keeps_every_byte_and_show_prints_all_of_it() {
         let (cluster, _) = cluster();
         let json = listed(&cluster, &Filters::default(), true);
-        let lines: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<serde_json::Value> =
+            json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[0]["value"], "{\"a\":\n1");
         assert_eq!(lines[0]["source"], serde_json::json!({"topic": "orders", "partition": 1, "offset": 7}));
@@ -492,7 +500,10 @@ mod tests {
         let filters = Filters { partition: Some(0), ..Filters::default() };
         show(&*cluster.log, "orders", &filters, &mut out, false).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("header       trace: abc\n") && text.ends_with("value\n{\"a\":\n1\n"), "{text}");
+        assert!(
+            text.contains("header       trace: abc\n") && text.ends_with("value\n{\"a\":\n1\n"),
+            "{text}"
+        );
         let none = Filters { reason: Some("none".into()), ..Filters::default() };
         let error = show(&*cluster.log, "orders", &none, &mut Vec::new(), false).unwrap_err();
         assert!(matches!(error, DeadLetterError::NoMatch(_)));
@@ -503,7 +514,10 @@ mod tests {
         let cluster = Cluster::start();
         let error = list(&*cluster.log, "orders", &Filters::default(), &mut Vec::new(), false).unwrap_err();
         let text = error.to_string();
-        assert!(text.starts_with("topology 'orders' has no dead letters yet (there is no topic 'orders.dead'"), "{text}");
+        assert!(
+            text.starts_with("topology 'orders' has no dead letters yet (there is no topic 'orders.dead'"),
+            "{text}"
+        );
         assert_eq!(ToolError::from(error).exit_code(), 2);
         cluster.create("orders.dead", 1);
         assert_eq!(listed(&cluster, &Filters::default(), false), "0 dead letters\n");

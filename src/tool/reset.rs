@@ -372,12 +372,17 @@ mod tests {
             let error = apply(&plan, &*cluster.log, &options(&cluster, wrong)).unwrap_err();
             assert!(error.to_string().contains("keyed stages (hourly)"), "{error}");
         }
-        let copied = ResetOptions { checkpoints: Some("/copies".into()), ..options(&cluster, ResetTo::Earliest) };
+        let copied =
+            ResetOptions { checkpoints: Some("/copies".into()), ..options(&cluster, ResetTo::Earliest) };
         assert!(matches!(apply(&plan, &*cluster.log, &copied).unwrap_err(), ResetError::Elsewhere { .. }));
         let dry = ResetOptions { dry_run: true, ..options(&cluster, ResetTo::Earliest) };
         let would = apply(&plan, &*cluster.log, &dry).unwrap();
         assert_eq!(would.deleted_topics, ["orders.exchange.hourly", "orders.meta"]);
-        assert_eq!(Status::new(&plan, &*cluster.log).unwrap().totals, first.counters, "a dry run changes nothing");
+        assert_eq!(
+            Status::new(&plan, &*cluster.log).unwrap().totals,
+            first.counters,
+            "a dry run changes nothing"
+        );
 
         let done = apply(&plan, &*cluster.log, &options(&cluster, ResetTo::Earliest)).unwrap();
         assert_eq!(done, ResetReport { dry_run: false, ..would });
@@ -401,9 +406,14 @@ mod tests {
         for (partition, offset) in [(0, 4), (1, 0)] {
             cluster.commit("headwater.orders", "orders", partition, offset, MARK);
         }
-        cluster.log.delete_topics(&["orders.exchange.hourly".to_string(), "orders.meta".to_string()]).unwrap();
+        cluster
+            .log
+            .delete_topics(&["orders.exchange.hourly".to_string(), "orders.meta".to_string()])
+            .unwrap();
         let error = run_to_end(&cluster, &plan).unwrap_err();
-        assert!(error.to_string().contains("was not completed") && error.to_string().contains("headwater reset"));
+        assert!(
+            error.to_string().contains("was not completed") && error.to_string().contains("headwater reset")
+        );
         apply(&plan, &*cluster.log, &options(&cluster, ResetTo::Earliest)).unwrap();
         assert_eq!(run_to_end(&cluster, &plan).unwrap().counters, first.counters);
     }
