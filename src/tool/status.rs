@@ -201,6 +201,7 @@ impl From<ServeError> for ToolError {
     fn from(error: ServeError) -> Self {
         match error {
             ServeError::Log(error) => error.into(),
+            ServeError::Engine(error) => error.into(),
             ServeError::Output(error) => output_error(error),
             other => ToolError::Failed { message: other.to_string(), help: None },
         }
