@@ -1,11 +1,11 @@
 //! `headwater broker`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::Global;
-use crate::tool::cluster::PREFERRED_ADDRESS;
 use crate::tool::{self, Result, Stop};
 
 const EXAMPLES: &str = "\
@@ -18,14 +18,21 @@ commands, or for other Kafka clients:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Broker {
-    /// Where to listen; another free port if this one is taken
-    #[arg(long, value_name = "ADDRESS", default_value_t = PREFERRED_ADDRESS)]
-    listen: SocketAddr,
+    /// Where to listen [default: 127.0.0.1:9092, or a free port if that is taken]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where its topics lie [default: broker/ in the data directory, where the other commands find it]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
 }
 
 impl Broker {
     pub fn run(self, global: &Global) -> Result<()> {
         let stop = Stop::on_signals()?;
-        tool::broker::serve(&global.load_config()?, self.listen, &stop, &mut global.printer())
+        let data = match self.data {
+            Some(data) => data,
+            None => global.load_config()?.data_dir.join("broker"),
+        };
+        tool::broker::serve(&data, self.listen, &stop, &mut global.printer())
     }
 }

@@ -6,10 +6,14 @@
 mod broker;
 mod check;
 mod demo;
+mod dlq;
 mod init;
+mod lag;
 mod replay;
+mod reset;
 mod run;
 mod schema;
+mod status;
 mod topic;
 mod verify;
 
@@ -51,6 +55,10 @@ enum Command {
     Run(run::Run),
     Replay(replay::Replay),
     Verify(verify::Verify),
+    Lag(lag::Lag),
+    Status(status::Status),
+    Dlq(dlq::Dlq),
+    Reset(reset::Reset),
     Schema(schema::Schema),
     Topic(topic::Topic),
     Broker(broker::Broker),
@@ -122,6 +130,10 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run.run(&global),
         Command::Replay(replay) => replay.run(&global),
         Command::Verify(verify) => verify.run(&global),
+        Command::Lag(lag) => lag.run(&global),
+        Command::Status(status) => status.run(&global),
+        Command::Dlq(dlq) => dlq.run(&global),
+        Command::Reset(reset) => reset.run(&global),
         Command::Init(init) => init.run(&global),
         Command::Check(check) => check.run(&global),
         Command::Schema(schema) => schema.run(&global),

@@ -6,6 +6,8 @@
 //! exchange.rs           what lies in an exchange topic
 //! publish.rs            Outputs → produced records
 //! worker.rs             the commit protocol: one consumer, one transactional producer, its tasks
+//! slot.rs               a task of either kind in its worker
+//! checkpointing.rs      checkpoints beside the epochs
 //! recovery.rs           checkpoint at S, muted fold S..C
 //! run.rs                a topology live: topics, workers, until-end
 //! replay.rs             the same tasks on bounded offsets with the exchange in memory
@@ -22,6 +24,7 @@ use crate::operator::{Expired, OperatorError};
 use crate::record::{Batch, Micros, Origin, OwnedRecord, TopicPartition};
 use crate::state::StateError;
 
+mod checkpointing;
 mod drift;
 mod exchange;
 mod ingest;
@@ -34,6 +37,7 @@ mod publish;
 mod recovery;
 mod replay;
 mod run;
+mod slot;
 mod topics;
 mod worker;
 

@@ -29,6 +29,16 @@ impl Counters {
         self.late += other.late;
         self.dead += other.dead;
     }
+    /// What was counted after `before`.
+    pub fn since(&self, before: &Counters) -> Counters {
+        Counters {
+            read: self.read.saturating_sub(before.read),
+            refined: self.refined.saturating_sub(before.refined),
+            filtered: self.filtered.saturating_sub(before.filtered),
+            late: self.late.saturating_sub(before.late),
+            dead: self.dead.saturating_sub(before.dead),
+        }
+    }
     pub fn balanced(&self) -> bool {
         self.read == self.refined + self.filtered + self.late + self.dead
     }

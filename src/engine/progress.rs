@@ -2,12 +2,16 @@
 //!
 //! Invariant: what is shown is committed; an epoch that aborts never shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::record::{Micros, TopicPartition};
 
 use super::offsets::Counters;
+
+/// The durations of this many commits are kept for watchers that look up now and then.
+const COMMITS_KEPT: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskRole {
@@ -45,8 +49,14 @@ struct Inner {
     tasks: BTreeMap<TopicPartition, TaskProgress>,
     commits: u64,
     aborts: u64,
-    commit_seconds_last: f64,
+    /// Seconds that each of the last commits took, the oldest first.
+    commit_seconds: VecDeque<f64>,
+    last_commit: Option<Instant>,
     warned: BTreeMap<Arc<str>, u64>,
+    /// What this process has counted itself, by source: partitions that come and go don't show in it.
+    processed: BTreeMap<Arc<str>, Counters>,
+    /// Rows that this process found expired, by stage.
+    expired: BTreeMap<Arc<str>, u64>,
 }
 
 impl Progress {
@@ -63,48 +73,85 @@ impl Progress {
     }
     /// (commits, aborts, seconds that the last commit took)
     pub fn commits(&self) -> (u64, u64, f64) {
-        self.read(|inner| (inner.commits, inner.aborts, inner.commit_seconds_last))
+        let last = |inner: &Inner| inner.commit_seconds.back().copied().unwrap_or(0.0);
+        self.read(|inner| (inner.commits, inner.aborts, last(inner)))
+    }
+    /// Seconds that the commits after the first `seen` took, and how many commits there are now. Of a long
+    /// silence only the last ones are known.
+    pub fn commit_seconds_since(&self, seen: u64) -> (Vec<f64>, u64) {
+        self.read(|inner| {
+            let fresh = usize::try_from(inner.commits.saturating_sub(seen)).unwrap_or(usize::MAX);
+            let skipped = inner.commit_seconds.len().saturating_sub(fresh);
+            (inner.commit_seconds.iter().skip(skipped).copied().collect(), inner.commits)
+        })
+    }
+    /// How long ago this process committed; `None`: it never has.
+    pub fn commit_age(&self) -> Option<Duration> {
+        self.read(|inner| inner.last_commit.map(|at| at.elapsed()))
+    }
+    /// What this process has counted since it began, by source. Unlike [`Self::counters`] it never goes back.
+    pub fn processed(&self) -> BTreeMap<Arc<str>, Counters> {
+        self.read(|inner| inner.processed.clone())
+    }
+    /// Rows that this process found expired since it began, by stage.
+    pub fn expired(&self) -> BTreeMap<Arc<str>, u64> {
+        self.read(|inner| inner.expired.clone())
     }
     /// Rows that failed a check with `otherwise: warn`, by check.
     pub fn warned(&self) -> BTreeMap<Arc<str>, u64> {
         self.read(|inner| inner.warned.clone())
     }
 
-    pub(super) fn set(&self, partition: &TopicPartition, task: TaskProgress) {
+    pub(crate) fn set(&self, partition: &TopicPartition, task: TaskProgress) {
         self.write(|inner| {
-            let checkpoint = inner.tasks.get(partition).and_then(|before| before.checkpoint);
+            let before = inner.tasks.get(partition);
+            let checkpoint = before.and_then(|before| before.checkpoint);
+            // A task that is new here brings counts that another process has made.
+            let (counted, expired) = before.map_or((Counters::default(), 0), |before| {
+                (task.counters.since(&before.counters), task.expired.saturating_sub(before.expired))
+            });
+            if let Some(source) = &task.source {
+                inner.processed.entry(Arc::clone(source)).or_default().add(&counted);
+            }
+            if task.role == TaskRole::Keyed {
+                *inner.expired.entry(Arc::clone(&task.stage)).or_default() += expired;
+            }
             inner.tasks.insert(partition.clone(), TaskProgress { checkpoint, ..task });
         });
     }
-    pub(super) fn checkpointed(&self, partition: &TopicPartition, offset: i64, bytes: usize, seconds: f64) {
+    pub(crate) fn checkpointed(&self, partition: &TopicPartition, offset: i64, bytes: usize, seconds: f64) {
         self.write(|inner| {
             if let Some(task) = inner.tasks.get_mut(partition) {
                 task.checkpoint = Some((offset, bytes, seconds));
             }
         });
     }
-    pub(super) fn open_windows(&self, partition: &TopicPartition, open: u64) {
+    pub(crate) fn open_windows(&self, partition: &TopicPartition, open: u64) {
         self.write(|inner| {
             if let Some(task) = inner.tasks.get_mut(partition) {
                 task.open_windows = Some(open);
             }
         });
     }
-    pub(super) fn remove(&self, partition: &TopicPartition) {
+    pub(crate) fn remove(&self, partition: &TopicPartition) {
         self.write(|inner| {
             inner.tasks.remove(partition);
         });
     }
-    pub(super) fn committed(&self, seconds: f64) {
+    pub(crate) fn committed(&self, seconds: f64) {
         self.write(|inner| {
             inner.commits += 1;
-            inner.commit_seconds_last = seconds;
+            inner.last_commit = Some(Instant::now());
+            if inner.commit_seconds.len() == COMMITS_KEPT {
+                inner.commit_seconds.pop_front();
+            }
+            inner.commit_seconds.push_back(seconds);
         });
     }
-    pub(super) fn aborted(&self) {
+    pub(crate) fn aborted(&self) {
         self.write(|inner| inner.aborts += 1);
     }
-    pub(super) fn warn(&self, counts: &BTreeMap<Arc<str>, u64>) {
+    pub(crate) fn warn(&self, counts: &BTreeMap<Arc<str>, u64>) {
         if counts.is_empty() {
             return;
         }

@@ -13,20 +13,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::log::{CommitError, Event, Fence, LogError, Member, Outgoing, Position};
+use crate::log::{CommitError, Event, Fence, LogError, Member, Outgoing};
 use crate::record::{Run, TopicPartition};
-use crate::state::{CheckpointStats, StateError};
 use crate::time::WATERMARK_MIN;
 
+use super::checkpointing::{begin_checkpoint, finish_checkpoint};
 use super::meta::META_KEY;
-use super::progress::{TaskProgress, TaskRole};
-use super::publish::Publisher;
-use super::recovery::{Recovery, Task, task_name};
+use super::recovery::{Recovery, Task};
 use super::run::Shared;
-use super::{EngineError, Outputs, Result, lock};
+use super::slot::Slot;
+use super::{EngineError, Outputs, Result};
 
 /// A worker that has nothing to do looks up this often.
 const POLL_MAX: Duration = Duration::from_millis(100);
@@ -39,20 +37,6 @@ pub enum Ended {
     Stopped,
     /// Another took over, or a commit's outcome is unknown: join anew.
     Rejoin(String),
-}
-
-/// A task with what belongs to it in this worker.
-struct Slot {
-    task: Task,
-    publisher: Publisher,
-    /// The reader stands at the end of the partition.
-    caught_up: bool,
-    paused: bool,
-    last_record: Instant,
-    last_checkpoint: Instant,
-    checkpoint: Option<JoinHandle<Result<CheckpointStats, StateError>>>,
-    /// The end that `run --until-end` set itself is reached and told.
-    ended_told: bool,
 }
 
 struct Epoch {
@@ -175,10 +159,7 @@ impl<'a> Worker<'a> {
     }
 
     fn moved_past_markers(&self) -> bool {
-        self.slots.values().any(|slot| match &slot.task {
-            Task::Ingest(task) => task.is_dirty(),
-            Task::Keyed(task) => task.is_dirty(),
-        })
+        self.slots.values().any(Slot::is_dirty)
     }
 
     /// Transaction markers behind the last record are no lag: a position past them is committed once all is
@@ -217,10 +198,7 @@ impl<'a> Worker<'a> {
             Event::End { partition, position } => {
                 if let Some(slot) = self.slots.get_mut(&partition) {
                     slot.caught_up = true;
-                    match &mut slot.task {
-                        Task::Ingest(task) => task.skip_to(position),
-                        Task::Keyed(task) => task.skip_to(position),
-                    }
+                    slot.skip_to(position);
                 }
                 Ok(None)
             }
@@ -262,24 +240,9 @@ impl<'a> Worker<'a> {
             state_budget: shared.task_budget(),
         };
         let task = recovery.task(&partition)?;
-        let (exchanges, offset) = match &task {
-            Task::Ingest(task) => (task.exchanges(), task.offset()),
-            Task::Keyed(task) => (task.exchanges(), task.offset()),
-        };
-        let publisher = Publisher::new(&shared.plan, &shared.names, &partition, exchanges)?;
-        let now = Instant::now();
-        let ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
-        let slot = Slot {
-            task,
-            publisher,
-            caught_up: false,
-            paused: false,
-            last_record: now,
-            last_checkpoint: now,
-            checkpoint: None,
-            ended_told,
-        };
-        self.member.start(&partition, offset)?;
+        let mut slot = Slot::new(shared, &partition, task)?;
+        slot.ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
+        self.member.start(&partition, slot.offset())?;
         self.report(&partition, &slot);
         self.slots.insert(partition, slot);
         Ok(())
@@ -312,10 +275,7 @@ impl<'a> Worker<'a> {
         let Some(slot) = self.slots.get_mut(&run.partition) else { return Ok(()) };
         slot.caught_up = false;
         slot.last_record = Instant::now();
-        match &mut slot.task {
-            Task::Ingest(task) => task.step(run, &mut self.outputs)?,
-            Task::Keyed(task) => task.step(run, &mut self.outputs)?,
-        }
+        slot.step(run, &mut self.outputs)?;
         self.shared.progress.warn(&self.outputs.warned);
         report_expired(&self.outputs);
         slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
@@ -348,31 +308,22 @@ impl<'a> Worker<'a> {
         let mut offsets = Vec::new();
         let until_end = self.shared.until_end.as_ref();
         for (partition, slot) in &mut self.slots {
-            let (dirty, at_end) = match &mut slot.task {
-                Task::Ingest(task) => {
-                    task.flush(&mut self.outputs)?;
-                    let at_end = until_end.is_some_and(|end| end.reached(partition, task.offset()));
-                    (task.is_dirty(), at_end)
-                }
-                Task::Keyed(task) => {
-                    task.flush(&mut self.outputs)?;
-                    (task.is_dirty(), until_end.is_some_and(|end| task.has_ended(end.run)))
-                }
-            };
+            slot.flush(&mut self.outputs)?;
+            let at_end = until_end.is_some_and(|until_end| slot.at_end(partition, until_end));
             let told_now = at_end && !slot.ended_told;
-            let dirty = dirty || told_now || self.outputs.watermark.is_some();
+            let dirty = slot.is_dirty() || told_now || self.outputs.watermark.is_some();
             slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
             if let (true, Some(until_end)) = (told_now, until_end) {
                 slot.publisher.publish_ended(until_end.run, &mut *self.member)?;
                 slot.ended_told = true;
             }
             if dirty {
-                offsets.push((partition.clone(), position(&slot.task)));
+                offsets.push((partition.clone(), slot.position()));
             }
         }
         if offsets.is_empty() {
             let any = self.slots.iter().next();
-            offsets.extend(any.map(|(partition, slot)| (partition.clone(), position(&slot.task))));
+            offsets.extend(any.map(|(partition, slot)| (partition.clone(), slot.position())));
         }
         let meta = self.shared.take_meta()?;
         if let Some(meta) = &meta {
@@ -393,10 +344,7 @@ impl<'a> Worker<'a> {
         self.last_commit = Instant::now();
         self.shared.progress.committed(began.elapsed().as_secs_f64());
         for (partition, slot) in &mut self.slots {
-            match &mut slot.task {
-                Task::Ingest(task) => task.commit(),
-                Task::Keyed(task) => task.commit()?,
-            }
+            slot.commit()?;
             if let (true, Some(until_end)) = (slot.ended_told, until_end) {
                 until_end.done(partition);
             }
@@ -404,7 +352,9 @@ impl<'a> Worker<'a> {
         for (partition, slot) in &self.slots {
             self.report(partition, slot);
         }
-        self.begin_checkpoints()?;
+        for (partition, slot) in &mut self.slots {
+            begin_checkpoint(self.shared, partition, slot)?;
+        }
         Ok(())
     }
 
@@ -429,12 +379,8 @@ impl<'a> Worker<'a> {
         self.member.abort()?;
         let until_end = self.shared.until_end.as_ref();
         for (partition, slot) in &mut self.slots {
-            let offset = match &mut slot.task {
-                Task::Ingest(task) => task.abort()?,
-                Task::Keyed(task) => task.abort()?,
-            };
+            let offset = slot.abort()?;
             slot.caught_up = false;
-            slot.publisher.forget();
             slot.ended_told = until_end.is_some_and(|until_end| until_end.has(partition));
             self.member.start(partition, offset)?;
         }
@@ -481,56 +427,9 @@ impl<'a> Worker<'a> {
     /// An end that is reached without a record to commit needs an epoch of its own to be told in.
     fn watch_until_end(&mut self) -> Result<()> {
         let Some(until_end) = &self.shared.until_end else { return Ok(()) };
-        let pending = self.slots.iter().any(|(partition, slot)| {
-            !slot.ended_told
-                && match &slot.task {
-                    Task::Ingest(task) => until_end.reached(partition, task.offset()),
-                    Task::Keyed(task) => task.has_ended(until_end.run),
-                }
-        });
+        let pending =
+            self.slots.iter().any(|(partition, slot)| !slot.ended_told && slot.at_end(partition, until_end));
         if pending { self.begin() } else { Ok(()) }
-    }
-
-    /// Begins the checkpoints that are due: right after a commit, and written beside the next epochs.
-    fn begin_checkpoints(&mut self) -> Result<()> {
-        let (interval, budget) = (self.shared.settings.checkpoint_interval, self.shared.task_budget());
-        for (partition, slot) in &mut self.slots {
-            let Task::Keyed(task) = &slot.task else { continue };
-            let bytes = lock(task.state())?.memory_bytes();
-            let over = bytes > budget;
-            if over && bytes > 2 * budget && slot.checkpoint.is_some() {
-                // Memory is bounded: wait for the writer rather than fold further.
-                finish_checkpoint(self.shared, partition, slot, true)?;
-            }
-            let due = slot.last_checkpoint.elapsed() >= interval;
-            if slot.checkpoint.is_some() || !(over || due && bytes > 0) {
-                continue;
-            }
-            slot.last_checkpoint = Instant::now();
-            let Task::Keyed(task) = &slot.task else { continue };
-            let writer = lock(task.state())?.begin_checkpoint(task.offset());
-            let (checkpoints, log) = (self.shared.checkpoints.clone(), Arc::clone(&self.shared.log));
-            let (name, fingerprint) = (task_name(partition), self.shared.plan.fingerprint.clone());
-            let partition = partition.clone();
-            slot.checkpoint = Some(std::thread::spawn(move || {
-                let stats = writer.write()?;
-                if let Some(checkpoints) = checkpoints {
-                    writer.upload(&checkpoints, &name, &fingerprint)?;
-                    checkpoints.prune(&name, 2)?;
-                    // Records below the second-newest copy are never folded again (rule R2).
-                    let copies = checkpoints.list(&name)?;
-                    if let [.., second, _] = copies[..]
-                        && let Err(error) = log.delete_before(&[(partition.clone(), second)])
-                    {
-                        tracing::warn!(
-                            "{partition} could not be trimmed, which is tried again later: {error}"
-                        );
-                    }
-                }
-                Ok(stats)
-            }));
-        }
-        Ok(())
     }
 
     fn finish_checkpoints(&mut self, wait: bool) -> Result<()> {
@@ -541,36 +440,7 @@ impl<'a> Worker<'a> {
     }
 
     fn report(&self, partition: &TopicPartition, slot: &Slot) {
-        let plan = &self.shared.plan;
-        let progress = match &slot.task {
-            Task::Ingest(task) => TaskProgress {
-                role: TaskRole::Ingest,
-                stage: Arc::clone(&plan.stages[task.stage()].name),
-                source: Some(Arc::clone(&plan.sources[task.source()].name)),
-                offset: task.offset(),
-                watermark: task.watermark(),
-                idle: task.is_idle(),
-                counters: *task.counters(),
-                expired: 0,
-                open_windows: None,
-                state_bytes: 0,
-                checkpoint: None,
-            },
-            Task::Keyed(task) => TaskProgress {
-                role: TaskRole::Keyed,
-                stage: Arc::clone(&plan.stages[task.stage()].name),
-                source: None,
-                offset: task.offset(),
-                watermark: task.watermark(),
-                idle: false,
-                counters: Default::default(),
-                expired: task.metadata().expired,
-                open_windows: None,
-                state_bytes: lock(task.state()).map_or(0, |state| state.memory_bytes()),
-                checkpoint: None,
-            },
-        };
-        self.shared.progress.set(partition, progress);
+        self.shared.progress.set(partition, slot.progress(&self.shared.plan));
     }
 }
 
@@ -582,37 +452,6 @@ enum Failure {
 impl<E: Into<EngineError>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Engine(error.into())
-    }
-}
-
-fn position(task: &Task) -> Position {
-    match task {
-        Task::Ingest(task) => Position { offset: task.offset(), metadata: task.metadata().to_text() },
-        Task::Keyed(task) => Position { offset: task.offset(), metadata: task.metadata().to_text() },
-    }
-}
-
-/// Takes a checkpoint that has been written off the slot; `wait`: also one that is still being written.
-fn finish_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut Slot, wait: bool) -> Result<()> {
-    if !slot.checkpoint.as_ref().is_some_and(|writer| wait || writer.is_finished()) {
-        return Ok(());
-    }
-    let (Some(writer), Task::Keyed(task)) = (slot.checkpoint.take(), &slot.task) else { return Ok(()) };
-    let written = writer
-        .join()
-        .map_err(|_| EngineError::internal(format!("{partition}: writing a checkpoint panicked")))?;
-    let mut state = lock(task.state())?;
-    match written {
-        Ok(stats) => {
-            state.finish_checkpoint();
-            let seconds = slot.last_checkpoint.elapsed().as_secs_f64();
-            shared.progress.checkpointed(partition, stats.offset, stats.bytes, seconds);
-            Ok(())
-        }
-        Err(error) => {
-            state.fail_checkpoint();
-            Err(error.into())
-        }
     }
 }
 

@@ -4,7 +4,10 @@ use std::str::FromStr;
 
 use arrow::datatypes::{DataType, TimeUnit};
 
-use super::manifest::Manifest;
+use super::manifest::{Manifest, folder_name};
+
+/// More files than this are named by a pattern: the query is for people, too.
+const FILES_NAMED_MAX: usize = 8;
 
 /// The exact DuckDB query for a version's rows: the table's columns in order, then the `date(x)` columns of its
 /// folders, so that a filter on them skips files. `lake_url` is the lake's path or URL, as the reader sees it.
@@ -27,17 +30,24 @@ pub fn duckdb_query(manifest: &Manifest, lake_url: &str) -> String {
         }
     }
     let root = lake_url.trim_end_matches('/');
-    let files: Vec<String> = manifest
-        .files
-        .iter()
-        .map(|file| format!("  {}", text(&format!("{root}/{}/{}", manifest.table, file.path))))
-        .collect();
+    let folder = format!("{root}/{}", manifest.table);
     let hive = if hive_types.is_empty() {
         "hive_partitioning = false".to_owned()
     } else {
         format!("hive_partitioning = true, hive_types = {{{}}}", hive_types.join(", "))
     };
-    format!("select {}\nfrom read_parquet([\n{}\n], {hive})", selected.join(", "), files.join(",\n"))
+    format!("select {}\nfrom read_parquet({}, {hive})", selected.join(", "), files(manifest, &folder))
+}
+
+/// A few files by name. Many by a pattern over the version's folder: it holds the manifest's files and no
+/// others, as one replay owned it and publishes only if each of its writers has finished.
+fn files(manifest: &Manifest, folder: &str) -> String {
+    let pattern = format!("{folder}/{}", folder_name(manifest.version));
+    if manifest.files.len() > FILES_NAMED_MAX && !pattern.contains(['*', '?', '[', ']']) {
+        return text(&format!("{pattern}/**/*.parquet"));
+    }
+    let named = manifest.files.iter().map(|file| format!("  {}", text(&format!("{folder}/{}", file.path))));
+    format!("[\n{}\n]", named.collect::<Vec<_>>().join(",\n"))
 }
 
 fn text(value: &str) -> String {
@@ -134,6 +144,20 @@ from read_parquet([
 ], hive_partitioning = true, hive_types = {{'at_date': DATE, 'ori"gin': VARCHAR}})"#
         );
         assert_eq!(duckdb_query(&manifest(vec![file]), "/la'ke/"), expected);
+    }
+
+    #[test]
+    fn many_files_are_named_by_a_pattern_unless_the_path_would_be_one_itself() {
+        let file = |at: usize| FileEntry {
+            path: format!("v000001/part-{at}-0.parquet"),
+            rows: 1,
+            bytes: 1,
+            partition: BTreeMap::new(),
+        };
+        let many = manifest((0..9).map(file).collect());
+        let query = duckdb_query(&many, "/lake");
+        assert!(query.contains("read_parquet('/lake/gold/t/v000001/**/*.parquet', "), "{query}");
+        assert!(duckdb_query(&many, "/la*ke").contains("'/la*ke/gold/t/v000001/part-8-0.parquet'"));
     }
 
     #[test]

@@ -189,6 +189,15 @@ impl Checkpoints {
         Ok(())
     }
 
+    /// Deletes every checkpoint of the topology.
+    pub fn clear(&self) -> Result<()> {
+        let folder = Path::from(self.topology.as_str());
+        let mut listed = self.wait(self.objects.list(Some(&folder)).try_collect::<Vec<_>>())?;
+        // Manifests first: a chunk that is missing must not be named by one.
+        listed.sort_by_key(|object| object.location.extension() != Some("json"));
+        listed.iter().try_for_each(|object| self.wait(self.objects.delete(&object.location)))
+    }
+
     /// The manifest, if it is whole and of this topology.
     fn manifest(&self, task: &str, offset: i64, fingerprint: &str) -> Result<Manifest> {
         let manifest = self.read_manifest(task, offset)?;

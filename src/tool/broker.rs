@@ -1,13 +1,14 @@
 //! `broker`: the embedded broker by itself, for more than one command or for other Kafka clients.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::broker::{Attached, attach};
-use crate::config::Config;
+use crate::broker::{Attached, Broker, BrokerError, Options, attach};
 
+use super::cluster::PREFERRED_ADDRESS;
 use super::{Printer, Result, Stop, ToolError};
 
 const LOOK_FOR_STOP: Duration = Duration::from_millis(100);
@@ -15,24 +16,32 @@ const LOOK_FOR_STOP: Duration = Duration::from_millis(100);
 #[derive(Serialize)]
 struct Serving<'a> {
     address: String,
-    data_dir: &'a std::path::Path,
+    data_dir: &'a Path,
 }
 
-/// Serves `data_dir`'s broker until stopped; an error where another process serves it already.
-pub fn serve(config: &Config, listen: SocketAddr, stop: &Stop, out: &mut Printer) -> Result<()> {
-    let directory = config.data_dir.join("broker");
-    let broker = match attach(&directory, listen)? {
+/// Serves a folder's broker until stopped; an error where another process serves it already, or listens on
+/// the address that was asked for.
+pub fn serve(directory: &Path, listen: Option<SocketAddr>, stop: &Stop, out: &mut Printer) -> Result<()> {
+    let served = |address: String| {
+        ToolError::input_with_help(
+            format!("another process serves {} already{address}", directory.display()),
+            "use that one with --brokers, or serve another folder with --data",
+        )
+    };
+    let attached = match listen {
+        None => attach(directory, PREFERRED_ADDRESS)?,
+        Some(listen) => match Broker::start(&Options { listen, data_dir: directory.to_owned() }) {
+            Err(BrokerError::Locked { .. }) => return Err(served(String::new())),
+            started => Attached::Own(started?),
+        },
+    };
+    let broker = match attached {
         Attached::Own(broker) => broker,
-        Attached::Running(address) => {
-            return Err(ToolError::input_with_help(
-                format!("another process serves {} already, at {address}", directory.display()),
-                format!("use that one with --brokers {address}, or another folder with --data-dir"),
-            ));
-        }
+        Attached::Running(address) => return Err(served(format!(", at {address}"))),
     };
     let address = broker.address().to_string();
     if out.json() {
-        out.object(&Serving { address, data_dir: &directory })?;
+        out.object(&Serving { address, data_dir: directory })?;
     } else {
         out.line(&format!("serving {} at {address}; Ctrl-C stops it", directory.display()))?;
     }

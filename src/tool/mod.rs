@@ -6,13 +6,16 @@
 pub mod broker;
 pub mod check;
 pub mod cluster;
+pub mod dead_letters;
 pub mod demo;
 mod error;
 pub mod init;
 mod input;
 mod printer;
 pub mod replay;
+pub mod reset;
 pub mod run;
+pub mod status;
 mod stop;
 pub mod topic;
 pub mod verify;

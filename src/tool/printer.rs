@@ -69,6 +69,16 @@ impl Printer {
     }
 }
 
+/// For rooms that write by themselves; they give the errors as they are.
+impl Write for Printer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.out.write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
 fn write_error(source: std::io::Error) -> ToolError {
     match source.kind() {
         ErrorKind::BrokenPipe => ToolError::ClosedPipe,

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::engine::{self, Progress, RunOptions, RunReport};
 use crate::plan::{self, Plan};
+use crate::serve::{Server, Watched};
 
 use super::cluster::{self, Cluster};
 use super::watch::{counters, event_time, grouped, watermark};
@@ -57,6 +58,9 @@ pub fn run(config: &Config, file: &Path, until_end: bool, out: &mut Printer) -> 
         out.flush()?;
     }
     let progress = Progress::default();
+    let watched_here =
+        Watched { plan: Arc::clone(&plan), log: Arc::clone(&cluster.log), progress: progress.clone() };
+    let _metrics = Server::start_or_warn(&config.http.listen, Arc::new(watched_here));
     let report = watched(&plan, &cluster, &options(config, until_end), &progress, &stop, out)?;
     finish(&plan, &report, &progress, until_end, out)
 }

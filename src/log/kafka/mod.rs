@@ -1,7 +1,7 @@
 //! The log in Kafka, by librdkafka. All that names rdkafka, and all `unsafe`, is in this folder.
 //!
 //! - `client`: a librdkafka handle, its configuration and errors
-//! - `admin`: topics, bounds, committed offsets
+//! - `admin`, `group_offsets`, `request`: topics and bounds, committed offsets, and how they are asked for
 //! - `reader`, `messages`: a consumer read in batches, its records where librdkafka put them
 //! - `producer`: sending, and the failures that come back
 //! - `member`, `rebalance`, `leave`: a worker's side of the commit protocol
@@ -12,12 +12,14 @@
 
 mod admin;
 mod client;
+mod group_offsets;
 mod leave;
 mod member;
 mod messages;
 mod producer;
 mod reader;
 mod rebalance;
+mod request;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

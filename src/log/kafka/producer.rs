@@ -14,8 +14,8 @@ use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 use sys::rd_kafka_vtype_t as Tag;
 
-use super::admin::TopicHandle;
 use super::client::{Client, Failure, c_string, code_text, lock, millis, text_of};
+use super::request::TopicHandle;
 use crate::log::{LogError, Outgoing, Producer, Result};
 use crate::record::TopicPartition;
 

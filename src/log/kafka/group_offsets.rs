@@ -1,0 +1,144 @@
+//! Committed offsets of a group, asked for and set from outside of it.
+//!
+//! Invariant: offsets of a transaction that is being decided are waited for, not guessed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::bindings as sys;
+use sys::rd_kafka_admin_op_t as Operation;
+use sys::rd_kafka_resp_err_t as Code;
+
+use super::admin::{Admin, REQUEST_TIMEOUT};
+use super::client::{Entry, PartitionList, c_string, entries_of, text_of};
+use crate::log::{LogError, Position, Result};
+use crate::record::TopicPartition;
+
+/// Offsets of a transaction that is being decided are not readable; a crashed producer's is decided when its
+/// transaction timeout has passed.
+const STABLE_OFFSETS_TIMEOUT: Duration = Duration::from_secs(90);
+
+impl Admin {
+    pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
+        let deadline = Instant::now() + STABLE_OFFSETS_TIMEOUT;
+        loop {
+            match self.committed_once(group, partitions) {
+                Err((Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT, _)) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                other => return other.map_err(|(_, error)| error),
+            }
+        }
+    }
+
+    fn committed_once(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Position>>, (Code, LogError)> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let plain = |error| (Code::RD_KAFKA_RESP_ERR__FAIL, error);
+        let what = format!("committed offsets of group '{group}'");
+        let name = c_string(group).map_err(plain)?;
+        let list = PartitionList::of(partitions).map_err(plain)?;
+        // SAFETY: name and list are copied.
+        let mut raw = unsafe { sys::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), list.raw()) };
+        let answer = self.request_with_code(
+            Operation::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS,
+            &what,
+            REQUEST_TIMEOUT,
+            // SAFETY: the request is live for the call, which copies it.
+            |ask| unsafe {
+                let refused = sys::rd_kafka_AdminOptions_set_require_stable_offsets(ask.options, 1);
+                debug_assert!(refused.is_null(), "the option belongs to this request");
+                sys::rd_kafka_ListConsumerGroupOffsets(ask.client, &mut raw, 1, ask.options, ask.queue);
+            },
+        );
+        // SAFETY: made above, destroyed once.
+        unsafe { sys::rd_kafka_ListConsumerGroupOffsets_destroy(raw) };
+        let answer = answer?;
+        // SAFETY: the event is live and of this kind.
+        let entries = unsafe {
+            let mut count = 0;
+            let result = sys::rd_kafka_event_ListConsumerGroupOffsets_result(answer.0);
+            let groups = sys::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &mut count);
+            self.group_entries(groups, count, &what)?
+        };
+        let mut by_partition: BTreeMap<TopicPartition, Position> = BTreeMap::new();
+        for entry in entries {
+            if entry.offset >= 0 {
+                by_partition
+                    .insert(entry.partition, Position { offset: entry.offset, metadata: entry.metadata });
+            }
+        }
+        Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect())
+    }
+
+    pub fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let what = format!("commit offsets of group '{group}'");
+        let name = c_string(group)?;
+        let mut list = PartitionList::new();
+        for (partition, position) in offsets {
+            list.add(partition, Some(position.offset), Some(&position.metadata))?;
+        }
+        // SAFETY: name and list are copied.
+        let mut raw = unsafe { sys::rd_kafka_AlterConsumerGroupOffsets_new(name.as_ptr(), list.raw()) };
+        let answer = self.request(
+            Operation::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS,
+            &what,
+            REQUEST_TIMEOUT,
+            // SAFETY: the request is live for the call, which copies it.
+            |ask| unsafe {
+                sys::rd_kafka_AlterConsumerGroupOffsets(ask.client, &mut raw, 1, ask.options, ask.queue);
+            },
+        );
+        // SAFETY: made above, destroyed once.
+        unsafe { sys::rd_kafka_AlterConsumerGroupOffsets_destroy(raw) };
+        let answer = answer?;
+        // SAFETY: the event is live and of this kind.
+        unsafe {
+            let mut count = 0;
+            let result = sys::rd_kafka_event_AlterConsumerGroupOffsets_result(answer.0);
+            let groups = sys::rd_kafka_AlterConsumerGroupOffsets_result_groups(result, &mut count);
+            self.group_entries(groups, count, &what).map_err(|(_, error)| error)?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// `groups` holds `count` live results.
+    unsafe fn group_entries(
+        &self,
+        groups: *mut *const sys::rd_kafka_group_result_t,
+        count: usize,
+        what: &str,
+    ) -> Result<Vec<Entry>, (Code, LogError)> {
+        let mut all = Vec::new();
+        for i in 0..count {
+            // SAFETY: the caller's promise; everything is copied out.
+            let entries = unsafe {
+                let group = *groups.add(i);
+                let error = sys::rd_kafka_group_result_error(group);
+                if !error.is_null() {
+                    let code = sys::rd_kafka_error_code(error);
+                    let text = text_of(sys::rd_kafka_error_string(error));
+                    return Err((code, self.client.error(code, what, &text)));
+                }
+                entries_of(sys::rd_kafka_group_result_partitions(group))
+            };
+            for entry in entries {
+                if entry.code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    let what = format!("{what}, {}", entry.partition);
+                    return Err((entry.code, self.client.error(entry.code, &what, "")));
+                }
+                all.push(entry);
+            }
+        }
+        Ok(all)
+    }
+}
