@@ -11,6 +11,7 @@ use crate::tool::{self, Result};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  headwater check topologies/*/*.yaml")]
 pub struct Check {
+    /// The topologies' files
     #[arg(value_name = "TOPOLOGY", required = true)]
     files: Vec<PathBuf>,
 }

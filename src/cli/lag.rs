@@ -17,6 +17,7 @@ Examples:
 
 It reads what the group has committed, so it works from anywhere, whether the topology runs or not.")]
 pub struct Lag {
+    /// The topology's file
     #[arg(value_name = "TOPOLOGY")]
     file: PathBuf,
 }

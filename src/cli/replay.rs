@@ -18,6 +18,7 @@ Examples:
 A table's new version becomes visible when all of it is written; until then, and if the replay is killed, readers
 see the old one.")]
 pub struct Replay {
+    /// The topology's file
     #[arg(value_name = "TOPOLOGY")]
     file: PathBuf,
     /// Where to begin: only `earliest` is built

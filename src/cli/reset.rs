@@ -19,6 +19,7 @@ Examples:
 State belongs to the offsets that it was folded from: a topology with keyed stages can only begin anew
 (--to earliest), which also deletes its exchange topics and its state. Refined records that it has written stay.")]
 pub struct Reset {
+    /// The topology's file
     #[arg(value_name = "TOPOLOGY")]
     file: PathBuf,
     /// earliest, latest, a duration back (2h) or a time (2026-01-31T12:00:00Z)

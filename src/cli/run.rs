@@ -16,6 +16,7 @@ Examples:
 
 Start it on more machines to scale out: the group shares the partitions.")]
 pub struct Run {
+    /// The topology's file
     #[arg(value_name = "TOPOLOGY")]
     file: PathBuf,
     /// Stop, committed, after what the source topics held at the start

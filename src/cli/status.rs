@@ -12,6 +12,7 @@ use crate::tool::{Result, status};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  headwater status topologies/flights/flights.yaml")]
 pub struct Status {
+    /// The topology's file
     #[arg(value_name = "TOPOLOGY")]
     file: PathBuf,
 }

@@ -17,6 +17,7 @@ Example:
 It replays up to what the live run has committed and compares the last value of each key with the refined topics.
 Exit code 1 and the differing keys, if there are any. The topology may be running meanwhile.")]
 pub struct Verify {
+    /// The topology's file
     #[arg(value_name = "TOPOLOGY")]
     file: PathBuf,
     /// How many differing rows to print for each view

@@ -137,8 +137,9 @@ pub enum EngineError {
     )]
     OffsetGone { partition: TopicPartition, committed: i64, start: i64, end: i64, why: &'static str },
     #[error(
-        "topology '{topology}' has changed in what its state holds; it runs with another fingerprint:\n{changes}\nLook \
-         at it with: headwater check; run it under a new name, or replay it beside the old one"
+        "topology '{topology}' has changed in what its state holds; it runs with another fingerprint:\n{changes}\nUndo \
+         the change, give the topology a new name (it then reads its sources from the first record on, into topics of \
+         its own), or let it begin anew with: headwater reset FILE --to earliest"
     )]
     FingerprintChanged { topology: String, changes: String },
     #[error("another process runs as the same instance of this topology on this state directory ({0})")]

@@ -24,13 +24,6 @@ pub struct Cluster {
     _broker: Option<Broker>,
 }
 
-impl Cluster {
-    /// Whether this process serves the embedded broker itself.
-    pub fn serves(&self) -> bool {
-        self._broker.is_some()
-    }
-}
-
 /// Connects to the configured brokers; without any, to the embedded broker of `data_dir`, which is served from
 /// here unless another process serves it already.
 pub fn open(config: &Config) -> Result<Cluster> {

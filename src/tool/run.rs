@@ -53,7 +53,7 @@ pub fn run(config: &Config, file: &Path, until_end: bool, out: &mut Printer) -> 
     let stop = Stop::on_signals()?;
     let cluster = cluster::open(config)?;
     if !out.json() {
-        let broker = if cluster.serves() { "the embedded broker" } else { "Kafka" };
+        let broker = if config.brokers.is_none() { "the embedded broker" } else { "Kafka" };
         out.line(&format!("topology '{}' runs on {broker} at {}", plan.name, cluster.address))?;
         out.flush()?;
     }
@@ -130,7 +130,8 @@ fn finish(
         let why = if until_end { "reached the ends" } else { "stopped" };
         out.line(&format!("{why} and committed after {} commits", grouped(run.commits)))?;
         if open > 0 {
-            out.line(&format!("{} windows stay open until more records move the watermark", grouped(open)))?;
+            let windows = if open == 1 { "window stays" } else { "windows stay" };
+            out.line(&format!("{} {windows} open until more records move the watermark", grouped(open)))?;
         }
     }
     out.flush()

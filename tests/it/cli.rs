@@ -8,30 +8,30 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A folder to work in, as a user's project.
-struct Project(TempDir);
+pub struct Project(TempDir);
 
-struct Outcome {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Outcome {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Project {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
         command.args(arguments).current_dir(self.path()).env_remove("HEADWATER_BROKERS");
         command
     }
-    fn run(&self, arguments: &[&str]) -> Outcome {
+    pub fn run(&self, arguments: &[&str]) -> Outcome {
         self.run_with(arguments, "")
     }
-    fn run_with(&self, arguments: &[&str], input: &str) -> Outcome {
+    pub fn run_with(&self, arguments: &[&str], input: &str) -> Outcome {
         let mut command = self.command(arguments);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -45,13 +45,13 @@ impl Project {
         }
     }
     /// Runs it and expects it to go well.
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let outcome = self.run(arguments);
         assert_eq!(outcome.code, 0, "{arguments:?}: {}", outcome.err);
         outcome.out
     }
     /// Serves the embedded broker on a free port until it is dropped.
-    fn broker(&self) -> Server {
+    pub fn broker(&self) -> Server {
         let mut child = self
             .command(&["broker", "--listen", "127.0.0.1:0", "--json"])
             .stdout(Stdio::piped())
@@ -65,7 +65,7 @@ impl Project {
     }
 }
 
-struct Server(Child);
+pub struct Server(Child);
 
 impl Server {
     fn stop(mut self) -> Option<i32> {

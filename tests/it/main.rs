@@ -4,8 +4,10 @@
 
 mod broker;
 mod cli;
+mod docs;
 mod engine;
 mod lake;
 mod log_conformance;
+mod oracle;
 mod support;
 mod tidy;

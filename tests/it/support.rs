@@ -1,4 +1,4 @@
-//! What the integration tests share: a real Kafka, started once a test process.
+//! What the integration tests share: a real Kafka, started once a test process, and another engine to ask.
 
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -43,6 +43,19 @@ pub fn real_kafka() -> Option<&'static str> {
         Some(format!("127.0.0.1:{PORT}"))
     });
     address.as_deref()
+}
+
+/// The Python that has DuckDB: `HEADWATER_TEST_PYTHON`, or python3; `None`, loudly, where it has not.
+pub fn python_with_duckdb(test: &str) -> Option<String> {
+    let python = std::env::var("HEADWATER_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let found = Command::new(&python).args(["-c", "import duckdb"]).output();
+    if found.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    eprintln!(
+        "SKIPPED {test}: {python} has no duckdb (pip install duckdb; HEADWATER_TEST_PYTHON names another)"
+    );
+    None
 }
 
 /// A name that no other test, and no earlier run, uses.

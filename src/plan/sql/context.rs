@@ -7,8 +7,11 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef, TimeUnit};
 use datafusion_common::config::ConfigOptions;
+use datafusion_common::tree_node::TreeNode;
 use datafusion_common::{DataFusionError, Result, TableReference, plan_datafusion_err};
-use datafusion_expr::planner::{ContextProvider, ExprPlanner, RelationPlanner, TypePlanner};
+use datafusion_expr::planner::{
+    ContextProvider, ExprPlanner, PlannerResult, RawAggregateExpr, RelationPlanner, TypePlanner,
+};
 use datafusion_expr::{
     AggregateUDF, Expr, HigherOrderUDF, ScalarUDF, TableProviderFilterPushDown, TableSource, Volatility,
     WindowUDF,
@@ -108,6 +111,7 @@ impl<'a> Context<'a> {
             catalog,
             config: Arc::new(config),
             expressions: vec![
+                Arc::new(NamedCasts),
                 Arc::new(datafusion_functions::core::planner::CoreFunctionPlanner::default()),
                 Arc::new(datafusion_functions::datetime::planner::DatetimeFunctionPlanner),
                 Arc::new(datafusion_functions::unicode::planner::UnicodeFunctionPlanner),
@@ -170,6 +174,23 @@ impl ContextProvider for Context<'_> {
     }
     fn udwf_names(&self) -> Vec<String> {
         Vec::new()
+    }
+}
+
+/// Tells `sum(cast(x as bigint))` from `sum(x)`: DataFusion leaves casts out of the names by which it keeps
+/// aggregates apart.
+#[derive(Debug)]
+struct NamedCasts;
+
+impl ExprPlanner for NamedCasts {
+    fn plan_aggregate(&self, mut call: RawAggregateExpr) -> Result<PlannerResult<RawAggregateExpr>> {
+        for argument in &mut call.args {
+            if argument.exists(|part| Ok(matches!(part, Expr::Cast(_) | Expr::TryCast(_))))? {
+                let name = argument.to_string();
+                *argument = std::mem::take(argument).alias(name);
+            }
+        }
+        Ok(PlannerResult::Original(call))
     }
 }
 

@@ -173,10 +173,18 @@ impl Visitor for Found {
             TableFactor::Table { name, args: Some(arguments), .. } => match lower(name).as_str() {
                 "tumble" => {
                     use datafusion_sql::sqlparser::ast::{FunctionArg, FunctionArgExpr};
-                    if let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Identifier(table)))) =
-                        arguments.args.first()
-                    {
-                        self.read(&ObjectName::from(vec![table.clone()]));
+                    match arguments.args.first() {
+                        Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Identifier(table)))) => {
+                            self.read(&ObjectName::from(vec![table.clone()]));
+                        }
+                        Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(subquery @ Expr::Subquery(_)))) => {
+                            return refuse(
+                                subquery.span(),
+                                "tumble reads a source or a view by its name",
+                                "give the subquery a view of its own, and name that",
+                            );
+                        }
+                        _ => {}
                     }
                     ControlFlow::Continue(())
                 }

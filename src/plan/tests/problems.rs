@@ -130,6 +130,18 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
             view("    select origin from departures where origin in (select dest from departures)\n"),
         ),
         (
+            "subquery in tumble",
+            view(
+                "    select window_start, count(*) as n from tumble((select * from departures), sched_dep, interval '1 hour') group by window_start\n",
+            ),
+        ),
+        (
+            "grouped by a column and its cast",
+            view(
+                "    select window_start, count(*) as n from tumble(departures, sched_dep, interval '1 hour') group by window_start, flight, cast(flight as varchar)\n",
+            ),
+        ),
+        (
             "window over text",
             view(
                 "    select window_start, count(*) as n from tumble(departures, origin, interval '1 hour') group by window_start\n",

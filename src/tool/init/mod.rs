@@ -48,8 +48,8 @@ pub fn init(directory: &Path, out: &mut Printer) -> Result<()> {
     for step in [
         "  headwater check topologies/example/example.yaml",
         "  headwater topic produce example.orders topologies/example/orders.ndjson --partitions 1",
-        "  headwater topic tail example.orders",
-        "  headwater topic infer example.orders",
+        "  headwater run topologies/example/example.yaml --until-end",
+        "  headwater topic tail example.hourly_revenue",
     ] {
         out.line(step)?;
     }

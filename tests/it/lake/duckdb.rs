@@ -1,9 +1,11 @@
-//! Our files in another engine: DuckDB, through python3 where that has it.
+//! Our files in another engine: DuckDB, through a Python that has it.
 
 use std::process::Command;
 
 use chrono::{TimeZone, Utc};
 use headwater::lake::duckdb_query;
+
+use crate::support::python_with_duckdb;
 
 use super::fixtures::{AWKWARD, HOUR, START, by_origin_and_day, publish, spec, temporary};
 
@@ -19,14 +21,10 @@ for row in connection.execute(f"select {columns} from ({query}) order by seen.n"
     print("\x1f".join("null" if value is None else str(value) for value in row), end="\x1e")
 "#;
 
-fn has_duckdb() -> bool {
-    Command::new("python3").args(["-c", "import duckdb"]).output().is_ok_and(|output| output.status.success())
-}
-
-fn ask_duckdb(query: &str) -> Vec<Vec<String>> {
+fn ask_duckdb(python: &str, query: &str) -> Vec<Vec<String>> {
     use std::io::Write;
     use std::process::Stdio;
-    let mut python = Command::new("python3")
+    let mut python = Command::new(python)
         .args(["-c", DUCKDB])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -42,15 +40,12 @@ fn ask_duckdb(query: &str) -> Vec<Vec<String>> {
 
 #[test]
 fn lake_is_read_by_duckdb_with_the_query_that_we_give() {
-    if !has_duckdb() {
-        eprintln!(
-            "SKIPPED lake_is_read_by_duckdb_with_the_query_that_we_give: python3 has no duckdb (pip install duckdb)"
-        );
+    let Some(python) = python_with_duckdb("lake_is_read_by_duckdb_with_the_query_that_we_give") else {
         return;
-    }
+    };
     let (_folder, lake) = temporary();
     let manifest = publish(&lake, spec(by_origin_and_day()), 60, 7, 2);
-    let seen = ask_duckdb(&duckdb_query(&manifest, lake.url()));
+    let seen = ask_duckdb(&python, &duckdb_query(&manifest, lake.url()));
     assert_eq!(seen.len(), 60);
     for (n, row) in seen.iter().enumerate() {
         let number = n as i64;
@@ -92,16 +87,15 @@ fn lake_is_read_by_duckdb_with_the_query_that_we_give() {
 
 #[test]
 fn lake_query_for_a_table_without_rows_or_partitions_works_in_duckdb() {
-    if !has_duckdb() {
-        eprintln!(
-            "SKIPPED lake_query_for_a_table_without_rows_or_partitions_works_in_duckdb: python3 has no duckdb"
-        );
+    let Some(python) =
+        python_with_duckdb("lake_query_for_a_table_without_rows_or_partitions_works_in_duckdb")
+    else {
         return;
-    }
+    };
     let (_folder, lake) = temporary();
     let empty = publish(&lake, spec(Vec::new()), 0, 1, 1);
     let count = |query: &str| format!("select *, null::DATE as window_start_date from ({query})");
-    assert_eq!(ask_duckdb(&count(&duckdb_query(&empty, lake.url()))).len(), 0);
+    assert_eq!(ask_duckdb(&python, &count(&duckdb_query(&empty, lake.url()))).len(), 0);
     let plain = publish(&lake, spec(Vec::new()), 9, 2, 2);
-    assert_eq!(ask_duckdb(&count(&duckdb_query(&plain, lake.url()))).len(), 9);
+    assert_eq!(ask_duckdb(&python, &count(&duckdb_query(&plain, lake.url()))).len(), 9);
 }
