@@ -24,7 +24,11 @@ fn pages() -> Vec<(String, String)> {
     for entry in std::fs::read_dir(root().join("topologies")).unwrap() {
         paths.push(format!("topologies/{}/README.md", entry.unwrap().file_name().to_str().unwrap()));
     }
-    paths.into_iter().filter(|path| root().join(path).exists()).map(|path| (path.clone(), read(&path))).collect()
+    paths
+        .into_iter()
+        .filter(|path| root().join(path).exists())
+        .map(|path| (path.clone(), read(&path)))
+        .collect()
 }
 
 fn headwater(arguments: &[&str]) -> (i32, String, String) {
