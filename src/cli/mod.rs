@@ -10,6 +10,7 @@ mod init;
 mod replay;
 mod run;
 mod schema;
+mod test;
 mod topic;
 mod verify;
 
@@ -51,6 +52,7 @@ enum Command {
     Run(run::Run),
     Replay(replay::Replay),
     Verify(verify::Verify),
+    Test(test::Test),
     Schema(schema::Schema),
     Topic(topic::Topic),
     Broker(broker::Broker),
@@ -124,6 +126,7 @@ pub fn main() -> ExitCode {
         Command::Verify(verify) => verify.run(&global),
         Command::Init(init) => init.run(&global),
         Command::Check(check) => check.run(&global),
+        Command::Test(test) => test.run(&global),
         Command::Schema(schema) => schema.run(&global),
         Command::Broker(broker) => broker.run(&global),
         Command::Topic(topic) => topic.run(&global),

@@ -356,14 +356,14 @@ impl<'a> Worker<'a> {
                 }
                 Task::Keyed(task) => {
                     task.flush(&mut self.outputs)?;
-                    (task.is_dirty(), until_end.is_some_and(|end| task.has_ended(end.run)))
+                    (task.is_dirty(), until_end.is_some_and(|end| task.has_ended(end)))
                 }
             };
             let told_now = at_end && !slot.ended_told;
             let dirty = dirty || told_now || self.outputs.watermark.is_some();
             slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
             if let (true, Some(until_end)) = (told_now, until_end) {
-                slot.publisher.publish_ended(until_end.run, &mut *self.member)?;
+                slot.publisher.publish_end(until_end, &mut *self.member)?;
                 slot.ended_told = true;
             }
             if dirty {
@@ -485,7 +485,7 @@ impl<'a> Worker<'a> {
             !slot.ended_told
                 && match &slot.task {
                     Task::Ingest(task) => until_end.reached(partition, task.offset()),
-                    Task::Keyed(task) => task.has_ended(until_end.run),
+                    Task::Keyed(task) => task.has_ended(until_end),
                 }
         });
         if pending { self.begin() } else { Ok(()) }

@@ -15,6 +15,7 @@ pub mod replay;
 pub mod run;
 mod stop;
 pub mod topic;
+pub mod topology_test;
 pub mod verify;
 pub mod watch;
 
