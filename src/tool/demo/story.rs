@@ -133,7 +133,7 @@ impl Story<'_> {
             config: BTreeMap::from([("message.timestamp.type".to_owned(), "LogAppendTime".to_owned())]),
         };
         self.log.create_topics(&[topic])?;
-        let options = run::options(self.config, false);
+        let options = run::options(self.config, run::End::None);
         let progress = Progress::default();
         let running = Stop::default();
         let (log, plan, stop) = (self.log, self.plan, self.stop);
