@@ -14,6 +14,7 @@ mod reset;
 mod run;
 mod schema;
 mod status;
+mod test;
 mod topic;
 mod verify;
 
@@ -59,6 +60,7 @@ enum Command {
     Status(status::Status),
     Dlq(dlq::Dlq),
     Reset(reset::Reset),
+    Test(test::Test),
     Schema(schema::Schema),
     Topic(topic::Topic),
     Broker(broker::Broker),
@@ -136,6 +138,7 @@ pub fn main() -> ExitCode {
         Command::Reset(reset) => reset.run(&global),
         Command::Init(init) => init.run(&global),
         Command::Check(check) => check.run(&global),
+        Command::Test(test) => test.run(&global),
         Command::Schema(schema) => schema.run(&global),
         Command::Broker(broker) => broker.run(&global),
         Command::Topic(topic) => topic.run(&global),

@@ -38,7 +38,7 @@ impl Reset {
         let plan = plan::load(&self.file)?;
         let to = ResetTo::parse(&self.to, chrono::Utc::now().timestamp_millis())?;
         let config = global.load_config()?;
-        let settings = run::options(&config, false);
+        let settings = run::options(&config, run::End::None);
         let options = ResetOptions {
             to,
             state_dir: settings.state_dir,

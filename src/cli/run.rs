@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Global;
+use crate::tool::run::End;
 use crate::tool::{self, Result};
 
 /// Run a topology live: records in, refined records out, exactly once
@@ -22,10 +23,18 @@ pub struct Run {
     /// Stop, committed, after what the source topics held at the start
     #[arg(long)]
     until_end: bool,
+    /// With --until-end: nothing comes after it, so every window closes; the topology can't go on afterwards
+    #[arg(long, requires = "until_end")]
+    close: bool,
 }
 
 impl Run {
     pub fn run(self, global: &Global) -> Result<()> {
-        tool::run::run(&global.load_config()?, &self.file, self.until_end, &mut global.printer())
+        let end = match (self.until_end, self.close) {
+            (false, _) => End::None,
+            (true, false) => End::UntilEnd,
+            (true, true) => End::Close,
+        };
+        tool::run::run(&global.load_config()?, &self.file, end, &mut global.printer())
     }
 }

@@ -16,6 +16,7 @@ use crate::time::{OriginSet, WATERMARK_MAX, WATERMARK_MIN};
 use super::exchange::{Body, Decoder, Message};
 use super::offsets::OffsetMetadata;
 use super::pipeline::{ExchangePort, Passed, Pipeline, keyed_aggregate};
+use super::run::UntilEnd;
 use super::{EngineError, Outputs, Result, lock};
 
 /// Where the set of origins lies in the state; operators' keys begin with their `state_id`, below 0xFF.
@@ -99,9 +100,14 @@ impl KeyedTask {
     pub fn is_dirty(&self) -> bool {
         self.offset != self.offset_committed
     }
-    /// Whether the mark of `run` has come from every origin.
-    pub fn has_ended(&self, run: u64) -> bool {
-        let Some((_, ended)) = self.ended.iter().find(|(marked, _)| *marked == run) else { return false };
+    /// Whether the mark of this run, or the end of input, has come from every origin.
+    pub fn has_ended(&self, until_end: &UntilEnd) -> bool {
+        if until_end.close {
+            return self.watermark() == WATERMARK_MAX;
+        }
+        let Some((_, ended)) = self.ended.iter().find(|(marked, _)| *marked == until_end.run) else {
+            return false;
+        };
         let mark = |origin: &Origin| ended.contains(&(origin.topic.to_string(), origin.partition));
         !self.origins.is_empty() && self.origins.each().all(|(origin, _)| mark(origin))
     }

@@ -142,6 +142,10 @@ pub enum EngineError {
          its own), or let it begin anew with: headwater reset FILE --to earliest"
     )]
     FingerprintChanged { topology: String, changes: String },
+    #[error(
+        "topology '{0}' was ended for good with: headwater run --until-end --close; run it under a new name, or replay it"
+    )]
+    Closed(String),
     #[error("another process runs as the same instance of this topology on this state directory ({0})")]
     Fenced(String),
     #[error("{0}")]

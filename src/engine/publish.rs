@@ -13,9 +13,11 @@ use crate::log::{Member, Outgoing};
 use crate::operator::exchange_schema;
 use crate::plan::{Plan, SinkPlan};
 use crate::record::{Batch, Header, Origin, TopicPartition};
+use crate::time::WATERMARK_MAX;
 
 use super::exchange::{Encoder, Partitioner};
 use super::pipeline::{ExchangePort, keyed_aggregate};
+use super::run::UntilEnd;
 use super::topics::TopicNames;
 use super::{DeadRecord, EngineError, LateRecord, Outputs, Result};
 
@@ -255,10 +257,14 @@ impl Publisher {
         self.staged = Staged::default();
     }
 
-    /// Tells every exchange that this origin has come to the end that `run` set itself.
-    pub fn publish_ended(&mut self, run: u64, member: &mut dyn Member) -> Result<()> {
+    /// Tells every exchange that this origin has come to the end that the run set itself (rule R10).
+    pub fn publish_end(&mut self, until_end: &UntilEnd, member: &mut dyn Member) -> Result<()> {
         for port in &self.ports {
-            port.mark(&port.encoder.ended(run), &mut self.staged);
+            let message = match until_end.close {
+                true => port.encoder.watermark(WATERMARK_MAX),
+                false => port.encoder.ended(until_end.run),
+            };
+            port.mark(&message, &mut self.staged);
         }
         self.staged.produce(member)
     }

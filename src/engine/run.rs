@@ -14,10 +14,11 @@ use crate::log::{Log, MemberOptions};
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
 use crate::state::{Checkpoints, StateDir};
+use crate::time::WATERMARK_MAX;
 
 use super::drift::Drift;
 use super::meta::MetaRecord;
-use super::offsets::Counters;
+use super::offsets::{Counters, OffsetMetadata};
 use super::progress::Progress;
 use super::topics::TopicNames;
 use super::worker::{Ended, Worker};
@@ -40,6 +41,8 @@ pub struct RunOptions {
     pub checkpoints: Option<String>,
     /// Read to the ends that the sources have now, commit, and return.
     pub until_end: bool,
+    /// With `until_end`: the sources end there for good, so that every window closes.
+    pub close: bool,
 }
 
 impl Default for RunOptions {
@@ -54,6 +57,7 @@ impl Default for RunOptions {
             state_dir: PathBuf::from(".headwater/state"),
             checkpoints: None,
             until_end: false,
+            close: false,
         }
     }
 }
@@ -139,6 +143,8 @@ impl Shared {
 #[derive(Debug)]
 pub struct UntilEnd {
     pub run: u64,
+    /// Tasks at their ends send the end-of-input watermark instead of a mark.
+    pub close: bool,
     ends: BTreeMap<TopicPartition, i64>,
     /// All partitions that must be done: sources' and exchanges'.
     all: usize,
@@ -147,7 +153,7 @@ pub struct UntilEnd {
 
 impl UntilEnd {
     /// The last stable ends as they are now, tested against positions (rule R10).
-    fn new(plan: &Plan, names: &TopicNames, log: &dyn Log) -> Result<Self> {
+    fn new(plan: &Plan, names: &TopicNames, log: &dyn Log, close: bool) -> Result<Self> {
         let (mut ends, mut all) = (BTreeMap::new(), 0);
         for (stage, spec) in plan.stages.iter().enumerate() {
             let topic = names.input_topic(plan, stage);
@@ -160,7 +166,7 @@ impl UntilEnd {
                 }
             }
         }
-        Ok(Self { run: random()?, ends, all, done: Mutex::default() })
+        Ok(Self { run: random()?, close, ends, all, done: Mutex::default() })
     }
 
     pub fn reached(&self, partition: &TopicPartition, position: i64) -> bool {
@@ -204,10 +210,13 @@ pub fn run(
         Some(url) => Some(Arc::new(Checkpoints::open(url, &plan.name)?)),
         None => None,
     };
+    if !(options.until_end && options.close) {
+        refuse_closed(plan, &names, &**log)?;
+    }
     let keyed_partitions = names.exchanges.iter().flatten().map(|topic| names.count(topic) as usize).sum();
     let shared = Shared {
         until_end: match options.until_end {
-            true => Some(UntilEnd::new(plan, &names, &**log)?),
+            true => Some(UntilEnd::new(plan, &names, &**log, options.close)?),
             false => None,
         },
         plan: Arc::clone(plan),
@@ -252,6 +261,23 @@ pub fn run(
         rejoins += outcome?;
     }
     Ok(RunReport { counters: progress.counters(), commits: progress.commits().0, rejoins })
+}
+
+/// An end of input is final: a topology that had one closes each further window at once, so it may not go on.
+fn refuse_closed(plan: &Plan, names: &TopicNames, log: &dyn Log) -> Result<()> {
+    for exchange in names.exchanges.iter().flatten() {
+        let partitions: Vec<_> = (0..names.count(exchange))
+            .map(|partition| TopicPartition::new(Arc::clone(exchange), partition))
+            .collect();
+        let committed = log.committed(&names.group, &partitions)?;
+        for (partition, position) in partitions.iter().zip(committed) {
+            let Some(position) = position else { continue };
+            if OffsetMetadata::parse(&position.metadata, partition)?.watermark() == WATERMARK_MAX {
+                return Err(EngineError::Closed(plan.name.to_string()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One worker's life over its members; yields how often it joined anew.

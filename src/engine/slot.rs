@@ -78,7 +78,7 @@ impl Slot {
     pub fn at_end(&self, partition: &TopicPartition, until_end: &UntilEnd) -> bool {
         match &self.task {
             Task::Ingest(task) => until_end.reached(partition, task.offset()),
-            Task::Keyed(task) => task.has_ended(until_end.run),
+            Task::Keyed(task) => task.has_ended(until_end),
         }
     }
 

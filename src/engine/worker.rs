@@ -314,7 +314,7 @@ impl<'a> Worker<'a> {
             let dirty = slot.is_dirty() || told_now || self.outputs.watermark.is_some();
             slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
             if let (true, Some(until_end)) = (told_now, until_end) {
-                slot.publisher.publish_ended(until_end.run, &mut *self.member)?;
+                slot.publisher.publish_end(until_end, &mut *self.member)?;
                 slot.ended_told = true;
             }
             if dirty {

@@ -18,7 +18,7 @@ use crate::operator::CheckSpec;
 use crate::record::{Column, Micros};
 
 pub(super) fn plan(file: &SourceFile<'_>) -> Result<Plan, PlanError> {
-    let topology = declared::read(file).map_err(|problem| PlanError::new(vec![problem]))?;
+    let topology: Topology = declared::read(file).map_err(|problem| PlanError::new(vec![problem]))?;
     let mut builder = Planner { file, topology: &topology, problems: Vec::new() };
     let planned = builder.plan();
     match planned {

@@ -1,6 +1,7 @@
 //! What a file declares, checked one thing at a time: names, types, durations, checks.
 
 use datafusion_common::DFSchema;
+use serde::de::DeserializeOwned;
 use serde_saphyr::{Error, Options, Spanned};
 
 use super::error::{Place, Problem, SourceFile, suggest};
@@ -47,7 +48,7 @@ pub(super) fn sql_problem(file: &SourceFile<'_>, text: &Spanned<String>, problem
 }
 
 /// Reads the YAML; its first error ends it.
-pub(super) fn read(file: &SourceFile<'_>) -> Result<Topology, Problem> {
+pub(super) fn read<T: DeserializeOwned>(file: &SourceFile<'_>) -> Result<T, Problem> {
     let mut options = Options::default();
     options.with_snippet = false;
     serde_saphyr::from_str_with_options(file.text, options).map_err(|error| yaml_problem(file, &error))
@@ -108,6 +109,16 @@ pub(super) fn sources(
             "the topology has no sources",
             Some("name a topic to read under `sources:`".to_string()),
         ));
+    }
+    for (index, (name, source)) in topology.sources.0.iter().enumerate() {
+        let same = |(_, other): &&(Spanned<String>, Source)| other.topic.value == source.topic.value;
+        if let Some((other, _)) = topology.sources.0[..index].iter().find(same) {
+            problems.push(file.problem(
+                source.topic.referenced,
+                format!("'{}' and '{}' read the same topic", other.value, name.value),
+                Some("a topic is read once: make it one source, with a view for each use".to_string()),
+            ));
+        }
     }
     sources.sort_by(|a, b| a.name.cmp(&b.name));
     sources

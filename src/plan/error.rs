@@ -12,7 +12,7 @@ pub struct PlanError {
 }
 
 impl PlanError {
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
+    pub fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| (problem.line, problem.column));
         problems.dedup();
         Self { problems }
@@ -66,7 +66,7 @@ impl fmt::Display for Problem {
 
 /// A place in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     pub line: usize,
     pub column: usize,
 }
@@ -78,7 +78,7 @@ impl From<serde_saphyr::Location> for Place {
 }
 
 /// The file that problems point into.
-pub(super) struct SourceFile<'a> {
+pub struct SourceFile<'a> {
     pub name: &'a str,
     pub text: &'a str,
 }
@@ -167,7 +167,7 @@ impl SourceFile<'_> {
 }
 
 /// "did you mean …?" with the nearest of the known names, then all of them.
-pub(super) fn suggest<'a>(
+pub fn suggest<'a>(
     wanted: &str,
     known: impl IntoIterator<Item = &'a str>,
     what_they_are: &str,

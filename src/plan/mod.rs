@@ -18,9 +18,9 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 
-pub use error::{PlanError, Problem};
+pub use error::{Place, PlanError, Problem, SourceFile, suggest};
 pub use fingerprint::diff;
-pub use topology::json_schema;
+pub use topology::{Entries, json_schema};
 
 use crate::operator::{AggregateSpec, CheckSpec, MapSpec, TumbleSpec};
 use crate::record::Micros;
@@ -44,6 +44,11 @@ pub fn load(path: &Path) -> Result<Plan, PlanError> {
 /// Reads the text of a topology; `file_name` is for messages.
 pub fn parse(text: &str, file_name: &str) -> Result<Plan, PlanError> {
     build::plan(&error::SourceFile { name: file_name, text })
+}
+
+/// Reads another YAML file that points into itself when it is wrong, such as tests of a topology.
+pub fn read_yaml<T: serde::de::DeserializeOwned>(file: &SourceFile<'_>) -> Result<T, PlanError> {
+    declared::read(file).map_err(|problem| PlanError::new(vec![problem]))
 }
 
 /// Which late rows a replay gives their place.

@@ -167,7 +167,7 @@ impl JsonSchema for Sql {
 
 /// A mapping in the order of the file.
 #[derive(Clone, Debug)]
-pub(super) struct Entries<T>(pub Vec<(Spanned<String>, T)>);
+pub struct Entries<T>(pub Vec<(Spanned<String>, T)>);
 
 impl<T> Default for Entries<T> {
     fn default() -> Self {

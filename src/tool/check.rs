@@ -46,9 +46,10 @@ pub fn check(files: &[PathBuf], out: &mut Printer) -> Result<()> {
     }
 }
 
-/// Prints the JSON Schema of topology files.
-pub fn print_schema(out: &mut Printer) -> Result<()> {
-    out.line(&format!("{:#}", plan::json_schema()))
+/// Prints the JSON Schema of topology files, or of their tests.
+pub fn print_schema(tests: bool, out: &mut Printer) -> Result<()> {
+    let schema = if tests { super::topology_test::json_schema() } else { plan::json_schema() };
+    out.line(&format!("{schema:#}"))
 }
 
 fn checked<'a>(file: &'a Path, outcome: &'a Result<Plan, PlanError>) -> Checked<'a> {

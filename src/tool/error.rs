@@ -121,6 +121,7 @@ fn engine_code(error: &EngineError) -> u8 {
     match error {
         EngineError::NoSourceTopic { .. }
         | EngineError::FingerprintChanged { .. }
+        | EngineError::Closed(_)
         | EngineError::Log(LogError::NoTopic { .. }) => 2,
         _ => 1,
     }

@@ -19,8 +19,19 @@ use super::{Printer, Result, Stop, ToolError};
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// When a run ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Never: it runs until it is stopped.
+    None,
+    /// After what the sources hold at the start; windows stay open.
+    UntilEnd,
+    /// There too, and for good: every window closes.
+    Close,
+}
+
 /// The engine's settings from the config.
-pub fn options(config: &Config, until_end: bool) -> RunOptions {
+pub fn options(config: &Config, end: End) -> RunOptions {
     let copies = config.data_dir.join("checkpoints").display().to_string();
     RunOptions {
         threads: config.worker.thread_count(),
@@ -31,7 +42,8 @@ pub fn options(config: &Config, until_end: bool) -> RunOptions {
         state_budget: config.state.budget as usize,
         state_dir: config.data_dir.join("state"),
         checkpoints: Some(config.state.url.clone().unwrap_or(copies)),
-        until_end,
+        until_end: end != End::None,
+        close: end == End::Close,
     }
 }
 
@@ -47,8 +59,8 @@ struct Moment {
     commits: u64,
 }
 
-/// Runs the topology of a file until a signal, or with `until_end` to the ends that its sources have now.
-pub fn run(config: &Config, file: &Path, until_end: bool, out: &mut Printer) -> Result<()> {
+/// Runs the topology of a file until a signal, or to the ends that its sources have now.
+pub fn run(config: &Config, file: &Path, end: End, out: &mut Printer) -> Result<()> {
     let plan = Arc::new(plan::load(file)?);
     let stop = Stop::on_signals()?;
     let cluster = cluster::open(config)?;
@@ -61,8 +73,8 @@ pub fn run(config: &Config, file: &Path, until_end: bool, out: &mut Printer) -> 
     let watched_here =
         Watched { plan: Arc::clone(&plan), log: Arc::clone(&cluster.log), progress: progress.clone() };
     let _metrics = Server::start_or_warn(&config.http.listen, Arc::new(watched_here));
-    let report = watched(&plan, &cluster, &options(config, until_end), &progress, &stop, out)?;
-    finish(&plan, &report, &progress, until_end, out)
+    let report = watched(&plan, &cluster, &options(config, end), &progress, &stop, out)?;
+    finish(&plan, &report, &progress, end, out)
 }
 
 /// Runs in a thread of its own and reports meanwhile.
@@ -117,17 +129,11 @@ fn report(plan: &Plan, progress: &Progress, out: &mut Printer) -> Result<()> {
     })
 }
 
-fn finish(
-    plan: &Plan,
-    run: &RunReport,
-    progress: &Progress,
-    until_end: bool,
-    out: &mut Printer,
-) -> Result<()> {
+fn finish(plan: &Plan, run: &RunReport, progress: &Progress, end: End, out: &mut Printer) -> Result<()> {
     report(plan, progress, out)?;
     if !out.json() {
         let open: u64 = progress.tasks().values().filter_map(|task| task.open_windows).sum();
-        let why = if until_end { "reached the ends" } else { "stopped" };
+        let why = if end == End::None { "stopped" } else { "reached the ends" };
         out.line(&format!("{why} and committed after {} commits", grouped(run.commits)))?;
         if open > 0 {
             let windows = if open == 1 { "window stays" } else { "windows stay" };

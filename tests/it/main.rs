@@ -6,6 +6,7 @@ mod broker;
 mod cli;
 mod docs;
 mod engine;
+mod harness;
 mod lake;
 mod log_conformance;
 mod oracle;

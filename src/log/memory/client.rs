@@ -71,7 +71,8 @@ impl Reader for MemoryReader {
             check(&mut cluster, partition, reading.position)?;
             let short_reads = cluster.faults.short_reads;
             let short = cluster.dice.falls(short_reads);
-            let limit = if short { 1 + (cluster.dice.next() % 3) as usize } else { RUN };
+            let most = if cluster.faults.short_read_max == 0 { 3 } else { cluster.faults.short_read_max };
+            let limit = if short { 1 + (cluster.dice.next() % most) as usize } else { RUN };
             let held = cluster.partition(partition)?;
             let (records, position) = held.read(reading.position, limit);
             reading.position = position;
@@ -309,6 +310,8 @@ impl Member for MemoryMember {
         self.refused = None;
         let mut cluster = self.log.cluster();
         let transaction = cluster.next_id();
+        let timeout_ms = i64::try_from(self.options.transaction_timeout.as_millis()).unwrap_or(i64::MAX / 2);
+        let ends_ms = cluster.now_ms.saturating_add(timeout_ms);
         let transactional = cluster.transactional.entry(self.options.instance.clone()).or_default();
         if transactional.incarnation != self.producer {
             return Err(self.fenced());
@@ -317,6 +320,7 @@ impl Member for MemoryMember {
             return Err(LogError::Abort("a transaction is open already".to_owned()));
         }
         transactional.open = Some(transaction);
+        transactional.ends_ms = ends_ms;
         Ok(())
     }
 

@@ -7,8 +7,10 @@
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     pub seed: u64,
-    /// A poll yields a few records only.
+    /// A poll yields a few records only of each partition.
     pub short_reads: f64,
+    /// The most records of a short read; 0 stands for 3.
+    pub short_read_max: u64,
     /// A commit fails, and the transaction must be aborted.
     pub aborts: f64,
     /// A commit's answer is lost; the transaction is committed.

@@ -41,6 +41,8 @@ struct Topic {
 struct Transactional {
     incarnation: u64,
     open: Option<Transaction>,
+    /// When the open transaction times out.
+    ends_ms: i64,
 }
 
 struct Cluster {
@@ -84,13 +86,42 @@ impl MemoryLog {
         })))
     }
 
-    /// Stamps records from now on, and times out the sessions of members that have not polled.
+    /// Stamps records from now on, and times out transactions, and the sessions of members that have not polled.
     pub fn set_time_ms(&self, now_ms: i64) {
         let mut cluster = self.cluster();
         cluster.now_ms = now_ms;
         for group in cluster.groups.values_mut() {
             group.expire(now_ms);
         }
+        let fence = cluster.next_id();
+        let mut timed_out = Vec::new();
+        for transactional in cluster.transactional.values_mut() {
+            if transactional.open.is_some() && transactional.ends_ms < now_ms {
+                transactional.incarnation = fence;
+                timed_out.extend(transactional.open.take());
+            }
+        }
+        for transaction in timed_out {
+            cluster.decide(transaction, false);
+        }
+    }
+
+    /// Time as records are stamped with it.
+    pub fn time_ms(&self) -> i64 {
+        self.cluster().now_ms
+    }
+
+    /// Other faults from now on; steps count from 1 again.
+    pub fn set_faults(&self, faults: Faults) {
+        let mut cluster = self.cluster();
+        cluster.dice = Dice(faults.seed);
+        cluster.faults = faults;
+        cluster.steps = 0;
+    }
+
+    /// Calls of `begin`, `produce` and `commit` since the faults were set.
+    pub fn steps(&self) -> u64 {
+        self.cluster().steps
     }
 
     /// Makes a group rebalance, as a heartbeat that came late would.

@@ -183,7 +183,7 @@ impl FinalAggregate {
         let state = Arc::clone(&self.state);
         let mut state = lock(&state);
         loop {
-            let due = self.scan(&state, OPEN, |end| self.is_closed(end))?;
+            let due = self.scan(&state, OPEN, self.first_open, |end| self.is_closed(end))?;
             self.first_open = due.next_window_end;
             if due.keys.is_empty() {
                 return Ok(());
@@ -231,7 +231,7 @@ impl FinalAggregate {
         let state = Arc::clone(&self.state);
         let mut state = lock(&state);
         loop {
-            let due = self.scan(&state, CLOSED, |end| self.is_expired(end))?;
+            let due = self.scan(&state, CLOSED, self.first_closed, |end| self.is_expired(end))?;
             self.first_closed = due.next_window_end;
             for key in due.keys {
                 state.delete(state_key(self.spec.state_id, CLOSED, &key));
@@ -242,10 +242,18 @@ impl FinalAggregate {
         }
     }
 
-    /// The first groups of a section, as long as their windows are due.
-    fn scan(&self, state: &TaskState, section: u8, is_due: impl Fn(Micros) -> bool) -> Result<Due> {
+    /// The first groups of a section, as long as their windows are due. `first`: no window of the section ends
+    /// before this. Keys before it are deleted ones, which a scan would have to pass every time until the next
+    /// checkpoint takes them.
+    fn scan(
+        &self,
+        state: &TaskState,
+        section: u8,
+        first: Micros,
+        is_due: impl Fn(Micros) -> bool,
+    ) -> Result<Due> {
         let mut due = Due { keys: Vec::new(), values: Vec::new(), next_window_end: Micros::MAX, more: false };
-        let from = state_key(self.spec.state_id, section, &window_prefix(Micros::MIN));
+        let from = state_key(self.spec.state_id, section, &window_prefix(first));
         let to = crate::state::prefix_end(&[self.spec.state_id, section]);
         let mut damaged = false;
         state.scan(&from, &to, &mut |key, value| {

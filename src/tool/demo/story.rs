@@ -23,6 +23,8 @@ use crate::tool::{Printer, Result, Stop, ToolError, run};
 use super::feed;
 
 const TOPOLOGY: &str = include_str!("../../../topologies/flights/flights.yaml");
+/// Where that topology is in a clone.
+const FILE: &str = "topologies/flights/flights.yaml";
 const TOPIC: &str = "flights.departures";
 const REFINED: &str = "flights.hourly_delay";
 /// A month of departures goes by in about this long.
@@ -47,7 +49,7 @@ const BROKEN: [(usize, &str); 3] = [
 pub fn demo(config: &Config, out: &mut Printer) -> Result<()> {
     let home = config.data_dir.join("demo");
     let config = settings(config, &home)?;
-    let plan = Arc::new(plan::parse(TOPOLOGY, "topologies/flights/flights.yaml")?);
+    let plan = Arc::new(plan::parse(TOPOLOGY, FILE)?);
     let stop = Stop::on_signals()?;
     let began = Instant::now();
     let cluster = cluster::open(&config)?;
@@ -131,7 +133,7 @@ impl Story<'_> {
             config: BTreeMap::from([("message.timestamp.type".to_owned(), "LogAppendTime".to_owned())]),
         };
         self.log.create_topics(&[topic])?;
-        let options = run::options(self.config, false);
+        let options = run::options(self.config, run::End::None);
         let progress = Progress::default();
         let running = Stop::default();
         let (log, plan, stop) = (self.log, self.plan, self.stop);
@@ -285,17 +287,22 @@ impl Story<'_> {
     }
 
     fn next(&mut self, progress: &Progress, took: Duration) -> Result<()> {
-        let home = self.home.display();
-        let dead = progress.counters().dead;
-        self.say(&format!("refined records    headwater topic tail {REFINED} -n 3 --data-dir {home}"))?;
-        self.say(&format!("{dead} dead letters      headwater topic tail flights.dead --from-beginning --json --data-dir {home}"))?;
-        self.say(&format!(
-            "replay it again    headwater replay topologies/flights/flights.yaml --late 24h --data-dir {home}"
-        ))?;
-        self.say("your own topology  headwater init")?;
+        // As this program was called: `cargo run` does not put it on the path.
+        let headwater = std::env::args().next().unwrap_or_else(|| "headwater".to_owned());
+        let (home, dead) = (self.home.display(), progress.counters().dead);
+        let steps = [
+            ("the refined topic", format!("topic tail {REFINED} -n 3 --data-dir {home}")),
+            ("the dead letters", format!("dlq list flights --data-dir {home}")),
+            ("where it stands", format!("status {FILE} --data-dir {home}")),
+            ("replay again", format!("replay {FILE} --late 24h --data-dir {home}")),
+            ("a topology of yours", "init my-project".to_owned()),
+        ];
+        for (what, command) in steps {
+            self.say(&format!("{what:<20} {headwater} {command}"))?;
+        }
         self.out.line("")?;
         self.out.line(&format!(
-            "The demo took {:.0} s; its topic {REFINED} and lake are in {home}.",
+            "{dead} records are dead letters, on purpose. All of this took {:.0} s and lies in {home}.",
             took.as_secs_f64()
         ))
     }

@@ -1,7 +1,7 @@
 //! `headwater topic …`: looking into topics and putting records into them, without any topology.
 
 mod create;
-mod envelope;
+pub(super) mod envelope;
 mod infer;
 mod list;
 mod produce;

@@ -1,0 +1,348 @@
+//! The jobs, each run whole in a process of its own, and what they made checked row by row.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use arrow::array::AsArray;
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use clap::ValueEnum;
+use headwater::codec::json::JsonDecoder;
+use headwater::engine::{self, Counters, Progress, RunOptions, RunReport};
+use headwater::lake::Lake;
+use headwater::log::kafka::{KafkaLog, KafkaOptions};
+use headwater::log::{Event, Log};
+use headwater::plan::{self, Late, Plan};
+use headwater::record::{Run, TopicPartition};
+use headwater::tool::replay::{LakeReplay, replay_into_lake};
+
+use super::Result;
+use super::bids::{self, Expected, Group, Shape};
+use super::meter::{Measured, Meter};
+
+const POLL: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Job {
+    /// librdkafka's fetch rate: the log's reader, bytes counted
+    Read,
+    /// The same, and the columns that the window job reads decoded
+    Decode,
+    /// Filter and 10 s windows by key into a refined topic, exactly once
+    Window,
+    /// Filter and projection into a refined topic, exactly once
+    Stateless,
+    /// The window job replayed into Parquet
+    Replay,
+}
+
+impl Job {
+    pub const ALL: [Job; 5] = [Job::Read, Job::Decode, Job::Window, Job::Stateless, Job::Replay];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Job::Read => "read",
+            Job::Decode => "decode",
+            Job::Window => "window",
+            Job::Stateless => "stateless",
+            Job::Replay => "replay",
+        }
+    }
+
+    pub fn describe(self) -> &'static str {
+        match self {
+            Job::Read => "read: librdkafka, bytes counted",
+            Job::Decode => "decode: read + JSON of the columns that the windows need",
+            Job::Window => "window: run, filter + 10 s count/sum/max by key",
+            Job::Stateless => "stateless: run, filter + 3 of 7 columns",
+            Job::Replay => "replay: the window job into Parquet",
+        }
+    }
+}
+
+/// Where and how jobs run.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub brokers: String,
+    pub broker_pid: Option<u32>,
+    pub shape: Shape,
+    /// Of the source topic.
+    pub compression: String,
+    pub threads: usize,
+    /// State and lake of the jobs.
+    pub scratch: PathBuf,
+}
+
+impl Setting {
+    pub fn connect(&self, properties: &[(&str, &str)]) -> Result<Arc<dyn Log>> {
+        let properties = properties.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let options = KafkaOptions {
+            brokers: self.brokers.clone(),
+            properties: properties.collect::<BTreeMap<_, _>>(),
+            client_id: "headwater-bench".into(),
+        };
+        Ok(Arc::new(KafkaLog::connect(&options)?))
+    }
+
+    /// The source topic, named by all that decides what lies in it.
+    pub fn topic(&self) -> String {
+        let Shape { records, partitions, keys } = self.shape;
+        format!("headwater-bench.bids.{records}.{partitions}.{keys}.{}", self.compression)
+    }
+
+    pub fn partitions(&self) -> Vec<TopicPartition> {
+        let topic: Arc<str> = self.topic().into();
+        (0..self.shape.partitions)
+            .map(|partition| TopicPartition::new(Arc::clone(&topic), partition))
+            .collect()
+    }
+}
+
+/// Runs one job in this process.
+pub fn run(job: Job, setting: &Setting) -> Result<Measured> {
+    let log = setting.connect(&[])?;
+    // Fresh topics and a fresh group for every run.
+    let name = format!("headwater-bench-{}-{}", job.name(), std::process::id());
+    let scratch = setting.scratch.join(&name);
+    std::fs::create_dir_all(&scratch)?;
+    let bench = Bench { setting, log, name, scratch };
+    let measured = match job {
+        Job::Read => bench.read(),
+        Job::Decode => bench.decode(),
+        Job::Window => bench.window(),
+        Job::Stateless => bench.stateless(),
+        Job::Replay => bench.replay(),
+    };
+    bench.clean()?;
+    measured
+}
+
+struct Bench<'a> {
+    setting: &'a Setting,
+    log: Arc<dyn Log>,
+    name: String,
+    scratch: PathBuf,
+}
+
+impl Bench<'_> {
+    fn meter(&self) -> Result<Meter> {
+        Meter::start(self.setting.broker_pid)
+    }
+
+    fn plan(&self, topology: fn(&str, &str) -> String) -> Result<Plan> {
+        Ok(plan::parse(&topology(&self.name, &self.setting.topic()), "bench")?)
+    }
+
+    fn read(&self) -> Result<Measured> {
+        let meter = self.meter()?;
+        let (mut records, mut bytes) = (0, 0);
+        each_run(&*self.log, &self.setting.partitions(), |run| {
+            records += run.records.len();
+            bytes += run.records.bytes();
+            Ok(())
+        })?;
+        let measured = meter.stop()?;
+        expect("records read", self.setting.shape.records, records as u64)?;
+        Ok(Measured { found: format!("{records} records, {bytes} bytes"), ..measured })
+    }
+
+    fn decode(&self) -> Result<Measured> {
+        let plan = self.plan(bids::window_topology)?;
+        let meter = self.meter()?;
+        let mut decoder = JsonDecoder::new(&plan.sources[0].read);
+        let mut rows = 0;
+        each_run(&*self.log, &self.setting.partitions(), |run| {
+            for index in 0..run.records.len() {
+                decoder
+                    .push(run.records.get(index).value.unwrap_or_default())
+                    .map_err(|reject| reject.message)?;
+            }
+            rows += decoder.finish().num_rows();
+            Ok(())
+        })?;
+        let measured = meter.stop()?;
+        expect("rows decoded", self.setting.shape.records, rows as u64)?;
+        let columns = plan.sources[0].read.len();
+        Ok(Measured { found: format!("{rows} rows of {columns} columns"), ..measured })
+    }
+
+    /// `run` from a new group to the ends of the topic.
+    fn catch_up(&self, plan: Plan) -> Result<(Measured, RunReport, Progress)> {
+        let options = RunOptions {
+            threads: self.setting.threads,
+            state_dir: self.scratch.join("state"),
+            checkpoints: Some(self.scratch.join("checkpoints").display().to_string()),
+            until_end: true,
+            ..RunOptions::default()
+        };
+        let (progress, stop) = (Progress::default(), Arc::new(AtomicBool::new(false)));
+        let meter = self.meter()?;
+        let report = engine::run(&Arc::new(plan), &self.log, &options, &progress, &stop)?;
+        Ok((meter.stop()?, report, progress))
+    }
+
+    fn window(&self) -> Result<Measured> {
+        let (measured, report, progress) = self.catch_up(self.plan(bids::window_topology)?)?;
+        let mut expected = Expected::new(&self.setting.shape);
+        let (closed, open) = expected.rows();
+        check_counters(&expected, &report.counters, self.setting)?;
+        let windows_open = progress.tasks().values().filter_map(|task| task.open_windows).sum();
+        expect("windows open", open, windows_open)?;
+        let (mut rows, mut bids) = (0, 0);
+        self.each_refined(|row| {
+            let started = row["window_start"].as_str().unwrap_or_default();
+            let started = chrono::DateTime::parse_from_rfc3339(started)?.timestamp_millis();
+            let found = Group {
+                bids: integer(row, "bids")?,
+                total: integer(row, "total")?,
+                highest: integer(row, "highest")?,
+            };
+            bids += found.bids;
+            rows += 1;
+            expected.take(started, integer(row, "auction")?, found)
+        })?;
+        expect("rows of closed windows", closed, rows)?;
+        let found = format!(
+            "{bids} bids in {rows} rows, {} in {open} open windows, {} commits",
+            expected.passing.bids - bids,
+            report.commits
+        );
+        Ok(Measured { found, ..measured })
+    }
+
+    fn stateless(&self) -> Result<Measured> {
+        let (measured, report, _) = self.catch_up(self.plan(bids::stateless_topology)?)?;
+        let expected = Expected::new(&self.setting.shape);
+        check_counters(&expected, &report.counters, self.setting)?;
+        let mut found = Group::default();
+        self.each_refined(|row| {
+            let price = integer(row, "price")?;
+            found =
+                Group { bids: found.bids + 1, total: found.total + price, highest: found.highest.max(price) };
+            Ok(())
+        })?;
+        if found != expected.passing {
+            return Err(format!("refined: found {found:?}, expected {:?}", expected.passing).into());
+        }
+        Ok(Measured { found: format!("{} rows, {} commits", found.bids, report.commits), ..measured })
+    }
+
+    fn replay(&self) -> Result<Measured> {
+        let plan = self.plan(bids::window_topology)?;
+        let options = LakeReplay {
+            lake: self.scratch.join("lake").display().to_string(),
+            late: Late::AsLive,
+            late_text: "as-live".into(),
+            threads: self.setting.threads,
+            state_budget: RunOptions::default().state_budget,
+            scratch: self.scratch.join("spilled"),
+        };
+        let (progress, stop) = (Progress::default(), AtomicBool::new(false));
+        let meter = self.meter()?;
+        let report = replay_into_lake(&plan, &self.log, &options, &progress, &stop)?;
+        let measured = meter.stop()?;
+
+        let mut expected = Expected::new(&self.setting.shape);
+        let (closed, open) = expected.rows();
+        check_counters(&expected, &report.replay.counters, self.setting)?;
+        let Some((_, manifest, _)) = report.tables.first() else { return Err("no table was written".into()) };
+        let mut rows = 0;
+        for batch in Lake::open(&options.lake)?.read(manifest)? {
+            let batch = batch?;
+            let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("no column {name}"));
+            let starts = column("window_start")?.as_primitive::<TimestampMicrosecondType>();
+            let [auction, bids, total, highest] = ["auction", "bids", "total", "highest"]
+                .map(|name| column(name).map(|column| column.as_primitive::<Int64Type>()));
+            let (auction, bids, total, highest) = (auction?, bids?, total?, highest?);
+            for row in 0..batch.num_rows() {
+                let found =
+                    Group { bids: bids.value(row), total: total.value(row), highest: highest.value(row) };
+                expected.take(starts.value(row) / 1000, auction.value(row), found)?;
+                rows += 1;
+            }
+        }
+        expect("rows in Parquet", closed + open, rows)?;
+        let found = format!("{rows} rows in {} files, {} bytes", manifest.files.len(), manifest.bytes);
+        Ok(Measured { found, ..measured })
+    }
+
+    /// Reads the job's refined topic.
+    fn each_refined(&self, mut each: impl FnMut(&serde_json::Value) -> Result<()>) -> Result<()> {
+        let topic = format!("{}.out", self.name);
+        let count = self.log.partitions(&topic)?.ok_or("there is no refined topic")?;
+        let partitions: Vec<_> =
+            (0..count).map(|partition| TopicPartition::new(topic.as_str(), partition)).collect();
+        each_run(&*self.log, &partitions, |run| {
+            for index in 0..run.records.len() {
+                let value = run.records.get(index).value.ok_or("a refined record was deleted")?;
+                each(&serde_json::from_slice(value)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn clean(&self) -> Result<()> {
+        let own = format!("{}.", self.name);
+        let topics = self.log.topics()?.into_iter().map(|topic| topic.name);
+        let topics: Vec<String> = topics.filter(|topic| topic.starts_with(&own)).collect();
+        if !topics.is_empty() {
+            self.log.delete_topics(&topics)?;
+        }
+        Ok(std::fs::remove_dir_all(&self.scratch)?)
+    }
+}
+
+/// Reads partitions from their starts to the ends that they have now.
+fn each_run(
+    log: &dyn Log,
+    partitions: &[TopicPartition],
+    mut each: impl FnMut(&Run) -> Result<()>,
+) -> Result<()> {
+    let mut reader = log.reader()?;
+    let mut from = Vec::new();
+    let mut ends = BTreeMap::new();
+    for partition in partitions {
+        let bounds = log.bounds(partition)?;
+        from.push((partition.clone(), bounds.start));
+        if bounds.end > bounds.start {
+            ends.insert(partition.clone(), bounds.end);
+        }
+    }
+    reader.assign(&from)?;
+    while !ends.is_empty() {
+        for event in reader.poll(POLL)? {
+            let (partition, position) = match event {
+                Event::Run(run) => {
+                    each(&run)?;
+                    (run.partition.clone(), run.next)
+                }
+                Event::End { partition, position } => (partition, position),
+                _ => continue,
+            };
+            if ends.get(&partition).is_some_and(|&end| position >= end) {
+                ends.remove(&partition);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every record is read once; those that pass the filter are refined.
+fn check_counters(expected: &Expected, counters: &Counters, setting: &Setting) -> Result<()> {
+    expect("records read", setting.shape.records, counters.read)?;
+    expect("records refined", expected.passing.bids as u64, counters.refined)?;
+    expect("records filtered", setting.shape.records - expected.passing.bids as u64, counters.filtered)
+}
+
+fn expect(what: &str, expected: u64, found: u64) -> Result<()> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(format!("{what}: {found}, expected {expected}").into()),
+    }
+}
+
+fn integer(row: &serde_json::Value, name: &str) -> Result<i64> {
+    row[name].as_i64().ok_or_else(|| format!("a refined record without an integer '{name}': {row}").into())
+}
