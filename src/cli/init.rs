@@ -7,7 +7,7 @@ use clap::Args;
 use super::Global;
 use crate::tool::{self, Result};
 
-/// Write a commented topology, a config and a few records to start from; nothing is overwritten
+/// Write a commented topology, its tests, a config and a few records to start from; nothing is overwritten
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  headwater init my-project")]
 pub struct Init {

@@ -117,7 +117,7 @@ fn schema_keys(schema: &Value, defs: &Value, path: &str, found: &mut BTreeSet<St
         properties.iter().for_each(|(key, schema)| schema_keys(schema, defs, &at(key), found));
     } else if schema["additionalProperties"].is_object() {
         schema_keys(&schema["additionalProperties"], defs, &at("<>"), found);
-    } else if schema["type"] == "array" && schema["items"]["type"] != "string" {
+    } else if schema["type"] == "array" && schema["items"]["$ref"].is_string() {
         schema_keys(&schema["items"], defs, &format!("{path}[]"), found);
     } else {
         found.insert(path.to_owned());
@@ -125,8 +125,13 @@ fn schema_keys(schema: &Value, defs: &Value, path: &str, found: &mut BTreeSet<St
 }
 
 #[test]
-fn the_reference_has_the_keys_of_the_schema() {
-    let (_, schema, _) = headwater(&["schema"]);
+fn the_references_have_the_keys_of_the_schemas() {
+    compare_with_schema("docs/topology.md", &["schema"]);
+    compare_with_schema("docs/testing.md", &["schema", "--tests"]);
+}
+
+fn compare_with_schema(page: &str, command: &[&str]) {
+    let (_, schema, _) = headwater(command);
     let schema: Value = serde_json::from_str(&schema).unwrap();
     let mut there = BTreeSet::new();
     schema_keys(&schema, &schema["$defs"], "", &mut there);
@@ -137,9 +142,8 @@ fn the_reference_has_the_keys_of_the_schema() {
         });
         parts.collect::<String>()
     };
-    let documented: BTreeSet<String> =
-        first_column(&read("docs/topology.md"), "key").iter().map(unnamed).collect();
-    assert_eq!(documented, there);
+    let documented: BTreeSet<String> = first_column(&read(page), "key").iter().map(unnamed).collect();
+    assert_eq!(documented, there, "{page}");
 }
 
 /// Paths of the config's keys, from how its default prints itself: a key a line, deeper ones further in.

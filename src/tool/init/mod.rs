@@ -1,4 +1,4 @@
-//! `init`: a first topology, a config and a few records, each of them commented, to edit.
+//! `init`: a first topology with its tests, a config and a few records, each of them commented, to edit.
 //!
 //! Invariant: nothing that exists is overwritten; either all files are written or none.
 
@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use super::{Printer, Result, ToolError};
 
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("topologies/example/example.yaml", include_str!("example.yaml")),
     ("topologies/example/orders.ndjson", include_str!("orders.ndjson")),
+    ("topologies/example/example_test.yaml", include_str!("example_test.yaml")),
     (crate::config::DEFAULT_PATH, include_str!("headwater.yaml")),
 ];
 
@@ -47,6 +48,7 @@ pub fn init(directory: &Path, out: &mut Printer) -> Result<()> {
     }
     for step in [
         "  headwater check topologies/example/example.yaml",
+        "  headwater test topologies",
         "  headwater topic produce example.orders topologies/example/orders.ndjson --partitions 1",
         "  headwater run topologies/example/example.yaml --until-end",
         "  headwater topic tail example.hourly_revenue",
