@@ -75,6 +75,10 @@ impl Metrics {
     pub fn refresh_lag(&self) {
         match lag(&self.watched.plan, &*self.watched.log) {
             Ok(report) => self.set_lag(report),
+            // Before the first success the topology itself stops over the same error, or says what is amiss.
+            Err(error) if lock(&self.lag).is_none() => {
+                tracing::info!("the lag can't be looked up yet: {error}")
+            }
             Err(error) => tracing::warn!("the lag can't be looked up, which is tried again: {error}"),
         }
         self.observe_commits();
