@@ -66,6 +66,16 @@ impl KafkaMember {
         self.sender.client.raw()
     }
 
+    /// The record that was not delivered, if doing it again would end the same.
+    fn refusal(&self) -> Option<CommitError> {
+        match self.sender.failure()?.error(&self.sender.client) {
+            error @ (LogError::TooLarge { .. } | LogError::NoTopic { .. } | LogError::Denied(_)) => {
+                Some(CommitError::Refused(error))
+            }
+            _ => None,
+        }
+    }
+
     /// What a failure of the commit means; `sent`: the decision may have reached the coordinator.
     ///
     /// A generation that is refused although it is the last one handed out: the group has moved on, this
@@ -161,7 +171,8 @@ impl Member for KafkaMember {
             return Err(CommitError::Aborted("its fence is of another log".into()));
         };
         if let Some(undelivered) = self.sender.failure() {
-            return Err(CommitError::Aborted(undelivered.error(&self.sender.client).to_string()));
+            let aborted = || CommitError::Aborted(undelivered.error(&self.sender.client).to_string());
+            return Err(self.refusal().unwrap_or_else(aborted));
         }
         let mut list = PartitionList::new();
         for (partition, position) in offsets {
@@ -181,7 +192,11 @@ impl Member for KafkaMember {
             // SAFETY: a live producer.
             unsafe { sys::rd_kafka_commit_transaction(producer, millis(rest)) }
         })
-        .map_err(|failure| self.commit_error(&failure, fence, true))?;
+        .map_err(|failure| match self.commit_error(&failure, fence, true) {
+            // The flush inside the commit may be what found it out.
+            CommitError::Aborted(text) => self.refusal().unwrap_or(CommitError::Aborted(text)),
+            other => other,
+        })?;
         self.open = false;
         Ok(())
     }
