@@ -281,13 +281,23 @@ fn tombstones_and_the_first_and_last_years_are_counted_and_come_out() {
     );
 }
 
+/// Letters in an order that does not compress.
+fn noise(length: usize) -> String {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let letters = (0..length).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'A' + (state >> 33) as u8 % 26)
+    });
+    letters.collect()
+}
+
 #[test]
 fn large_records_go_through_and_into_the_dead_letters() {
     let limit = (12 << 20).to_string();
     let stage = Stage::with(1, &[("max.message.bytes", &limit)]);
-    let padding: String = (0..10_u64 << 20)
-        .map(|n| char::from(b'a' + (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 59) as u8 % 26))
-        .collect();
+    let padding = noise(10 << 20);
     let good = format!(r#"{{"id":1,"key":"k","at":"2024-01-01T00:00:00Z","padding":"{padding}"}}"#);
     let bad = format!(r#"{{"id":"one","padding":"{padding}"}}"#);
     stage.produce(0, [good.as_bytes(), bad.as_bytes(), lines(5..6)[0].as_bytes()].map(Some));
@@ -301,9 +311,7 @@ fn large_records_go_through_and_into_the_dead_letters() {
 fn a_dead_letter_that_its_topic_does_not_take_stops_it_and_is_named() {
     let stage = Stage::new(1);
     stage.create("faults.dead", 1, &[("max.message.bytes", "50000")]);
-    let noise: String = (0..200_000_u64)
-        .map(|n| char::from(b'!' + (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 57) as u8 % 90))
-        .collect();
+    let noise = noise(200_000);
     stage.produce_lines(0, &lines(0..10));
     stage.run(&topology(PLAIN));
     stage.produce_lines(0, std::slice::from_ref(&noise));

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,16 @@ use headwater::record::TopicPartition;
 use crate::project::{Project, Running};
 use crate::support::{
     assert_no_open_transaction, connect, counters, last_by_key, letters, read_topic, real_kafka, unique,
-    until, within,
+    until,
 };
 
 const PARTITIONS: i32 = 4;
 const RECORDS: usize = 24_000;
+const CHUNK: usize = 100;
+/// As many are let through before each kill; some are left for the end.
+const PART: usize = RECORDS / 8;
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 const CONFIG: &str = "worker: {threads: 2, epoch: 40ms, checkpoint_interval: 200ms}\n";
 
 /// xorshift64*: a seed repeats a test's moments, as far as a machine allows.
@@ -97,41 +102,42 @@ fn values(dice: &mut Dice) -> Vec<(i32, Vec<u8>)> {
         .collect()
 }
 
-/// Produces in the background, so that it takes about `over`; an end of it that is asked for comes at once.
+/// Produces in the background, as many as it is allowed, so that there is something to do at every kill.
 struct Feed {
-    hurry: Arc<AtomicBool>,
-    sent: Arc<AtomicUsize>,
+    allowed: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
 }
 
 impl Feed {
-    fn start(log: &Arc<dyn Log>, topic: &str, values: Vec<(i32, Vec<u8>)>, over: Duration) -> Self {
-        let (hurry, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (log, topic, hurried, counted) = (Arc::clone(log), topic.to_owned(), hurry.clone(), sent.clone());
+    fn start(log: &Arc<dyn Log>, topic: &str, values: Vec<(i32, Vec<u8>)>) -> Self {
+        let allowed = Arc::new(AtomicUsize::new(0));
+        let (log, topic, limit) = (Arc::clone(log), topic.to_owned(), Arc::clone(&allowed));
         let thread = std::thread::spawn(move || {
             let mut producer = log.producer().unwrap();
-            let began = Instant::now();
-            let chunk = 100;
-            for (number, chunk_values) in values.chunks(chunk).enumerate() {
-                for (partition, value) in chunk_values {
+            for (number, chunk) in values.chunks(CHUNK).enumerate() {
+                while limit.load(Ordering::SeqCst) < number * CHUNK {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                for (partition, value) in chunk {
                     let to = TopicPartition::new(topic.as_str(), *partition);
                     producer.produce(&to, &[Outgoing { value: Some(value), ..Outgoing::default() }]).unwrap();
                 }
-                counted.fetch_add(chunk_values.len(), Ordering::SeqCst);
-                let due = over.mul_f64((number * chunk) as f64 / values.len() as f64);
-                while began.elapsed() < due && !hurried.load(Ordering::SeqCst) {
-                    std::thread::sleep(Duration::from_millis(5));
+                if limit.load(Ordering::SeqCst) < RECORDS {
+                    std::thread::sleep(Duration::from_millis(20));
                 }
             }
             producer.flush(Duration::from_secs(60)).unwrap();
         });
-        Self { hurry, sent, thread }
+        Self { allowed, thread }
+    }
+
+    fn allow(&self, more: usize) {
+        self.allowed.fetch_add(more, Ordering::SeqCst);
     }
 
     fn finish(self) {
-        self.hurry.store(true, Ordering::SeqCst);
+        self.allow(RECORDS);
         self.thread.join().unwrap();
-        assert_eq!(self.sent.load(Ordering::SeqCst), RECORDS);
     }
 }
 
@@ -165,10 +171,16 @@ impl Storm {
         arguments.iter().copied().chain(["--config", "config.yaml"]).chain(brokers).collect()
     }
 
-    fn feed(&mut self, log: &Arc<dyn Log>, over: Duration) -> Feed {
+    fn feed(&mut self, log: &Arc<dyn Log>) -> Feed {
+        let values = self.values(&**log);
+        Feed::start(log, &self.source, values)
+    }
+
+    /// Makes the topic, and what goes into it.
+    fn values(&mut self, log: &dyn Log) -> Vec<(i32, Vec<u8>)> {
         let topic = TopicSpec { name: self.source.clone(), partitions: PARTITIONS, config: BTreeMap::new() };
         log.create_topics(&[topic]).unwrap();
-        Feed::start(log, &self.source, values(&mut self.dice), over)
+        values(&mut self.dice)
     }
 
     fn start(&self) -> Running {
@@ -181,19 +193,23 @@ impl Storm {
     }
 
     /// Waits a random while; every second time only after something was committed, so that there is progress.
-    fn moment(&mut self, log: &dyn Log, round: usize, running: &mut Running) {
-        let before = self.committed(log);
+    fn moment(&mut self, log: &dyn Log, round: usize, before: u64, running: &mut Running) {
         if round % 2 == 1 {
-            until("a commit", || {
-                self.assert_alive(running);
-                (self.committed(log) > before).then_some(())
-            });
+            self.await_commit(log, before, running);
         }
         let until = Instant::now() + Duration::from_millis(self.dice.below(900));
         while Instant::now() < until {
             self.assert_alive(running);
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    fn await_commit(&self, log: &dyn Log, before: u64, running: &mut Running) {
+        until("a commit", || {
+            self.assert_alive(running);
+            std::thread::sleep(LOOK);
+            (self.committed(log) > before).then_some(())
+        });
     }
 
     fn assert_alive(&self, running: &mut Running) {
@@ -260,10 +276,12 @@ fn killed_while_records_come_in() {
     let address = server.address.clone();
     let mut storm = Storm::new("apart", project, Some(&address));
     let log = connect(&address);
-    let feed = storm.feed(&log, Duration::from_secs(12));
+    let feed = storm.feed(&log);
     for round in 0..5 {
+        let before = storm.committed(&*log);
+        feed.allow(PART);
         let mut running = storm.start();
-        storm.moment(&*log, round, &mut running);
+        storm.moment(&*log, round, before, &mut running);
         running.kill();
         if round == 2 {
             // What it held is in the copies; it comes back as another instance.
@@ -271,15 +289,15 @@ fn killed_while_records_come_in() {
         }
     }
     // The broker goes away under it and comes back: it goes on by itself.
+    let before = storm.committed(&*log);
+    feed.allow(PART);
     let mut running = storm.start();
-    storm.moment(&*log, 1, &mut running);
+    storm.moment(&*log, 1, before, &mut running);
     server.kill();
     let _server = storm.project.broker_at(&address);
     let before = storm.committed(&*log);
-    within(Duration::from_secs(45), "a commit after the broker's return", || {
-        storm.assert_alive(&mut running);
-        (storm.committed(&*log) > before).then_some(())
-    });
+    feed.allow(PART);
+    storm.await_commit(&*log, before, &mut running);
     running.kill();
     feed.finish();
     storm.settle();
@@ -291,17 +309,29 @@ fn killed_together_with_its_broker() {
     let project = Project::new();
     let server = project.broker();
     let mut storm = Storm::new("inside", project, None);
-    let feed = storm.feed(&connect(&server.address), Duration::ZERO);
-    feed.finish();
+    let values = storm.values(&*connect(&server.address));
     assert_eq!(server.stop(), Some(0));
-    for round in 0..3 {
+    for (round, part) in values.chunks(RECORDS / 4).enumerate() {
         // It serves the broker itself, on whatever port is free.
         let mut running = storm.start();
-        let until = Instant::now() + Duration::from_millis(300 + storm.dice.below(900));
-        while Instant::now() < until {
+        let address: String = until("its broker", || {
+            std::thread::sleep(LOOK);
             storm.assert_alive(&mut running);
-            std::thread::sleep(Duration::from_millis(1));
+            let (out, _) = storm.project.printed();
+            out.lines()
+                .filter_map(|line| line.split_once("embedded broker at "))
+                .nth(round)
+                .map(|(_, at)| at.into())
+        });
+        let log = connect(&address);
+        let before = storm.committed(&*log);
+        let mut producer = log.producer().unwrap();
+        for (partition, value) in part {
+            let to = TopicPartition::new(storm.source.as_str(), *partition);
+            producer.produce(&to, &[Outgoing { value: Some(value), ..Outgoing::default() }]).unwrap();
         }
+        producer.flush(Duration::from_secs(30)).unwrap();
+        storm.moment(&*log, round, before, &mut running);
         running.kill();
         if round == 1 {
             std::fs::remove_dir_all(storm.project.path().join(".headwater/state")).unwrap();
@@ -317,10 +347,12 @@ fn killed_on_a_real_kafka() {
     let Some(address) = real_kafka() else { return };
     let mut storm = Storm::new("kafka", Project::new(), Some(address));
     let log = connect(address);
-    let feed = storm.feed(&log, Duration::from_secs(8));
+    let feed = storm.feed(&log);
     for round in 0..3 {
+        let before = storm.committed(&*log);
+        feed.allow(PART);
         let mut running = storm.start();
-        storm.moment(&*log, round, &mut running);
+        storm.moment(&*log, round, before, &mut running);
         running.kill();
     }
     feed.finish();

@@ -6,14 +6,14 @@
 //! Invariant: an error never takes records with it: it is returned by the poll after theirs.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 
 use super::admin::Admin;
-use super::client::{Client, Failure, PartitionList, code_text, lock, millis};
+use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, code_text, millis, warn_of_outage};
 use super::messages::{Message, Messages};
 use crate::log::{Event, LogError, Reader, Result};
 use crate::record::{Run, TopicPartition};
@@ -23,21 +23,7 @@ const BATCH: usize = 4096;
 /// How long librdkafka may take to move a partition's fetcher.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long brokers may be gone before a poll fails; until then it waits.
-const OUTAGE_MAX: Duration = Duration::from_secs(60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A process has many clients, and they all find out at once.
-const WARN_AGAIN_AFTER: Duration = Duration::from_secs(10);
-
-fn warn_of_outage(brokers: &str) {
-    static WARNED: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut warned = lock(&WARNED);
-    if warned.is_none_or(|at| at.elapsed() > WARN_AGAIN_AFTER) {
-        *warned = Some(Instant::now());
-        let limit = OUTAGE_MAX.as_secs();
-        tracing::warn!("{brokers} cannot be reached; waiting for up to {limit} s until it is back");
-    }
-}
 
 /// A consumer's queue, owned; destroyed before the client.
 struct Queue {

@@ -25,6 +25,7 @@ fn produce(project: &Project, brokers: &str, lines: &[String]) {
 
 fn await_read(log: &dyn Log, count: u64) {
     until(&format!("{count} records read"), || {
+        std::thread::sleep(Duration::from_millis(10));
         (counters(log, "headwater.faults", "in").read == count).then_some(())
     });
 }
@@ -87,7 +88,7 @@ fn a_broker_that_comes_back_is_waited_for_with_a_warning() {
     until("a warning", || {
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(running.ended(), None, "{}", project.printed().1);
-        project.printed().1.contains(&format!("{brokers} cannot be reached; waiting")).then_some(())
+        project.printed().1.contains(&format!("{brokers} does not answer; waiting")).then_some(())
     });
     let _server = project.broker_at(&brokers);
     produce(&project, &brokers, &lines(500..1000));
