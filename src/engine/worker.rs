@@ -11,6 +11,8 @@
 //! Invariant: a partition is given up only after its epoch is committed or dropped.
 //! Invariant: a transaction always carries an offset, so that it is fenced (rule R4).
 
+mod checkpoints;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,19 +21,22 @@ use std::time::{Duration, Instant};
 use crate::log::{CommitError, Event, Fence, LogError, Member, Outgoing, Position};
 use crate::record::{Run, TopicPartition};
 use crate::state::{CheckpointStats, StateError};
-use crate::time::WATERMARK_MIN;
 
 use super::meta::META_KEY;
 use super::progress::{TaskProgress, TaskRole};
 use super::publish::Publisher;
-use super::recovery::{Recovery, Task, task_name};
+use super::recovery::{Recovery, Task};
 use super::run::Shared;
 use super::{EngineError, Outputs, Result, lock};
+use checkpoints::finish_checkpoint;
 
 /// A worker that has nothing to do looks up this often.
 const POLL_MAX: Duration = Duration::from_millis(100);
 /// How long all must be quiet before a position past transaction markers is worth an epoch of its own.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long a worker waits for another one in this process to let go of a partition that it has lost.
+const HAND_OVER_MAX: Duration = Duration::from_secs(30);
 
 /// Why a worker's member can't go on.
 pub enum Ended {
@@ -66,6 +71,8 @@ pub struct Worker<'a> {
     member: Box<dyn Member>,
     fence: Option<Fence>,
     slots: BTreeMap<TopicPartition, Slot>,
+    /// Partitions whose state another worker of this process, which has lost them, has not let go of yet.
+    waiting: BTreeMap<TopicPartition, Instant>,
     epoch: Option<Epoch>,
     last_commit: Instant,
     done_since: Option<Instant>,
@@ -80,6 +87,7 @@ impl<'a> Worker<'a> {
             member,
             fence: None,
             slots: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             epoch: None,
             last_commit: Instant::now(),
             done_since: None,
@@ -89,7 +97,10 @@ impl<'a> Worker<'a> {
 
     /// Works until the topology is stopped or this member is fenced.
     pub fn run(&mut self) -> Result<Ended> {
-        let ended = self.work();
+        let ended = match self.work() {
+            Err(EngineError::Log(LogError::Fenced(why))) => Ok(Ended::Rejoin(why)),
+            ended => ended,
+        };
         match &ended {
             Ok(Ended::Stopped) => {
                 self.finish_checkpoints(true)?;
@@ -150,6 +161,7 @@ impl<'a> Worker<'a> {
                     return Ok(ended);
                 }
             }
+            self.adopt_waiting()?;
             self.watch_idle()?;
             self.watch_drift()?;
             self.watch_until_end()?;
@@ -261,7 +273,15 @@ impl<'a> Worker<'a> {
             checkpoints: shared.checkpoints.as_deref(),
             state_budget: shared.task_budget(),
         };
-        let task = recovery.task(&partition)?;
+        let since = *self.waiting.get(&partition).unwrap_or(&Instant::now());
+        let task = match recovery.task(&partition) {
+            Err(EngineError::State(StateError::InUse { .. })) if since.elapsed() < HAND_OVER_MAX => {
+                self.waiting.insert(partition, since);
+                return Ok(());
+            }
+            task => task?,
+        };
+        self.waiting.remove(&partition);
         let (exchanges, offset) = match &task {
             Task::Ingest(task) => (task.exchanges(), task.offset()),
             Task::Keyed(task) => (task.exchanges(), task.offset()),
@@ -285,8 +305,15 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// A member that was put out of the group learns of it at its next poll, when others own its partitions.
+    fn adopt_waiting(&mut self) -> Result<()> {
+        let waiting: Vec<TopicPartition> = self.waiting.keys().cloned().collect();
+        waiting.into_iter().try_for_each(|partition| self.adopt(partition))
+    }
+
     fn give_up(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         for partition in partitions {
+            self.waiting.remove(partition);
             if let Some(mut slot) = self.slots.remove(partition) {
                 finish_checkpoint(self.shared, partition, &mut slot, true)?;
             }
@@ -461,9 +488,6 @@ impl<'a> Worker<'a> {
     fn watch_drift(&mut self) -> Result<()> {
         for (partition, slot) in &mut self.slots {
             let Task::Ingest(task) = &slot.task else { continue };
-            if task.watermark() == WATERMARK_MIN && slot.caught_up {
-                continue;
-            }
             let max_drift = self.shared.plan.max_drift;
             let paused = self.shared.drift.must_pause(partition, task.watermark(), slot.caught_up, max_drift);
             if paused != slot.paused {
@@ -489,55 +513,6 @@ impl<'a> Worker<'a> {
                 }
         });
         if pending { self.begin() } else { Ok(()) }
-    }
-
-    /// Begins the checkpoints that are due: right after a commit, and written beside the next epochs.
-    fn begin_checkpoints(&mut self) -> Result<()> {
-        let (interval, budget) = (self.shared.settings.checkpoint_interval, self.shared.task_budget());
-        for (partition, slot) in &mut self.slots {
-            let Task::Keyed(task) = &slot.task else { continue };
-            let bytes = lock(task.state())?.memory_bytes();
-            let over = bytes > budget;
-            if over && bytes > 2 * budget && slot.checkpoint.is_some() {
-                // Memory is bounded: wait for the writer rather than fold further.
-                finish_checkpoint(self.shared, partition, slot, true)?;
-            }
-            let due = slot.last_checkpoint.elapsed() >= interval;
-            if slot.checkpoint.is_some() || !(over || due && bytes > 0) {
-                continue;
-            }
-            slot.last_checkpoint = Instant::now();
-            let Task::Keyed(task) = &slot.task else { continue };
-            let writer = lock(task.state())?.begin_checkpoint(task.offset());
-            let (checkpoints, log) = (self.shared.checkpoints.clone(), Arc::clone(&self.shared.log));
-            let (name, fingerprint) = (task_name(partition), self.shared.plan.fingerprint.clone());
-            let partition = partition.clone();
-            slot.checkpoint = Some(std::thread::spawn(move || {
-                let stats = writer.write()?;
-                if let Some(checkpoints) = checkpoints {
-                    writer.upload(&checkpoints, &name, &fingerprint)?;
-                    checkpoints.prune(&name, 2)?;
-                    // Records below the second-newest copy are never folded again (rule R2).
-                    let copies = checkpoints.list(&name)?;
-                    if let [.., second, _] = copies[..]
-                        && let Err(error) = log.delete_before(&[(partition.clone(), second)])
-                    {
-                        tracing::warn!(
-                            "{partition} could not be trimmed, which is tried again later: {error}"
-                        );
-                    }
-                }
-                Ok(stats)
-            }));
-        }
-        Ok(())
-    }
-
-    fn finish_checkpoints(&mut self, wait: bool) -> Result<()> {
-        for (partition, slot) in &mut self.slots {
-            finish_checkpoint(self.shared, partition, slot, wait)?;
-        }
-        Ok(())
     }
 
     fn report(&self, partition: &TopicPartition, slot: &Slot) {
@@ -589,30 +564,6 @@ fn position(task: &Task) -> Position {
     match task {
         Task::Ingest(task) => Position { offset: task.offset(), metadata: task.metadata().to_text() },
         Task::Keyed(task) => Position { offset: task.offset(), metadata: task.metadata().to_text() },
-    }
-}
-
-/// Takes a checkpoint that has been written off the slot; `wait`: also one that is still being written.
-fn finish_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut Slot, wait: bool) -> Result<()> {
-    if !slot.checkpoint.as_ref().is_some_and(|writer| wait || writer.is_finished()) {
-        return Ok(());
-    }
-    let (Some(writer), Task::Keyed(task)) = (slot.checkpoint.take(), &slot.task) else { return Ok(()) };
-    let written = writer
-        .join()
-        .map_err(|_| EngineError::internal(format!("{partition}: writing a checkpoint panicked")))?;
-    let mut state = lock(task.state())?;
-    match written {
-        Ok(stats) => {
-            state.finish_checkpoint();
-            let seconds = slot.last_checkpoint.elapsed().as_secs_f64();
-            shared.progress.checkpointed(partition, stats.offset, stats.bytes, seconds);
-            Ok(())
-        }
-        Err(error) => {
-            state.fail_checkpoint();
-            Err(error.into())
-        }
     }
 }
 
