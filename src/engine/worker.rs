@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::log::{CommitError, Event, Fence, LogError, Member, Outgoing};
 use crate::record::{Run, TopicPartition};
-use crate::time::WATERMARK_MIN;
+use crate::state::StateError;
 
 use super::checkpointing::{begin_checkpoint, finish_checkpoint};
 use super::meta::META_KEY;
@@ -30,6 +30,9 @@ use super::{EngineError, Outputs, Result};
 const POLL_MAX: Duration = Duration::from_millis(100);
 /// How long all must be quiet before a position past transaction markers is worth an epoch of its own.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long a worker waits for another one in this process to let go of a partition that it has lost.
+const HAND_OVER_MAX: Duration = Duration::from_secs(30);
 
 /// Why a worker's member can't go on.
 pub enum Ended {
@@ -50,6 +53,8 @@ pub struct Worker<'a> {
     member: Box<dyn Member>,
     fence: Option<Fence>,
     slots: BTreeMap<TopicPartition, Slot>,
+    /// Partitions whose state another worker of this process, which has lost them, has not let go of yet.
+    waiting: BTreeMap<TopicPartition, Instant>,
     epoch: Option<Epoch>,
     last_commit: Instant,
     done_since: Option<Instant>,
@@ -64,6 +69,7 @@ impl<'a> Worker<'a> {
             member,
             fence: None,
             slots: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             epoch: None,
             last_commit: Instant::now(),
             done_since: None,
@@ -73,7 +79,10 @@ impl<'a> Worker<'a> {
 
     /// Works until the topology is stopped or this member is fenced.
     pub fn run(&mut self) -> Result<Ended> {
-        let ended = self.work();
+        let ended = match self.work() {
+            Err(EngineError::Log(LogError::Fenced(why))) => Ok(Ended::Rejoin(why)),
+            ended => ended,
+        };
         match &ended {
             Ok(Ended::Stopped) => {
                 self.finish_checkpoints(true)?;
@@ -136,6 +145,7 @@ impl<'a> Worker<'a> {
                     return Ok(ended);
                 }
             }
+            self.adopt_waiting()?;
             self.watch_idle()?;
             self.watch_drift()?;
             self.watch_until_end()?;
@@ -246,7 +256,15 @@ impl<'a> Worker<'a> {
             state_budget: shared.task_budget(),
             must_stop: &|| shared.must_stop(),
         };
-        let task = recovery.task(&partition)?;
+        let since = *self.waiting.get(&partition).unwrap_or(&Instant::now());
+        let task = match recovery.task(&partition) {
+            Err(EngineError::State(StateError::InUse { .. })) if since.elapsed() < HAND_OVER_MAX => {
+                self.waiting.insert(partition, since);
+                return Ok(());
+            }
+            task => task?,
+        };
+        self.waiting.remove(&partition);
         let mut slot = Slot::new(shared, &partition, task)?;
         slot.ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
         self.member.start(&partition, slot.offset())?;
@@ -255,8 +273,15 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// A member that was put out of the group learns of it at its next poll, when others own its partitions.
+    fn adopt_waiting(&mut self) -> Result<()> {
+        let waiting: Vec<TopicPartition> = self.waiting.keys().cloned().collect();
+        waiting.into_iter().try_for_each(|partition| self.adopt(partition))
+    }
+
     fn give_up(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         for partition in partitions {
+            self.waiting.remove(partition);
             if let Some(mut slot) = self.slots.remove(partition) {
                 finish_checkpoint(self.shared, partition, &mut slot, true)?;
             }
@@ -416,9 +441,6 @@ impl<'a> Worker<'a> {
     fn watch_drift(&mut self) -> Result<()> {
         for (partition, slot) in &mut self.slots {
             let Task::Ingest(task) = &slot.task else { continue };
-            if task.watermark() == WATERMARK_MIN && slot.caught_up {
-                continue;
-            }
             let max_drift = self.shared.plan.max_drift;
             let paused = self.shared.drift.must_pause(partition, task.watermark(), slot.caught_up, max_drift);
             if paused != slot.paused {

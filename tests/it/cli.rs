@@ -143,3 +143,35 @@ fn what_is_wrong_with_the_input_is_exit_code_2_and_told_once() {
     assert_eq!(outcome.code, 1, "{}", outcome.err);
     assert!(outcome.err.starts_with("error: cannot reach 127.0.0.1:1"), "{}", outcome.err);
 }
+
+#[test]
+fn topologies_are_tested_without_a_broker() {
+    let project = Project::new();
+    let topologies = concat!(env!("CARGO_MANIFEST_DIR"), "/topologies/flights/");
+    let copy = |from: &str, to: &str, change: &dyn Fn(String) -> String| {
+        let text = std::fs::read_to_string(format!("{topologies}{from}")).unwrap();
+        std::fs::write(project.path().join(to), change(text)).unwrap();
+    };
+    copy("flights.yaml", "flights.yaml", &|text| text);
+    copy("flights_test.yaml", "flights_test.yaml", &|text| text);
+    let out = project.ok(&["test", "."]);
+    assert!(out.ends_with("7 passed, 0 failed\n"), "{out}");
+    assert!(!project.path().join(".headwater").exists(), "it leaves nothing behind");
+
+    copy("flights_test.yaml", "flights_test.yaml", &|text| text.replacen("flights: 2,", "flights: 3,", 1));
+    let failed = project.run(&["test", "flights.yaml"]);
+    assert_eq!(failed.code, 1, "{}", failed.err);
+    assert!(failed.out.contains("flights: expected 3, got 2"), "{}", failed.out);
+    assert!(failed.out.ends_with("6 passed, 1 failed\n"), "{}", failed.out);
+    let lines = project.run(&["test", "flights_test.yaml", "--json"]).out;
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["passed"], &first["line"]), (&Value::Bool(false), &Value::from(3)));
+    assert_eq!(first["differences"][0]["got"]["flights"], Value::from(2));
+
+    copy("flights_test.yaml", "flights_test.yaml", &|text| text.replacen("departures:", "departurs:", 1));
+    let wrong = project.run(&["test", "flights_test.yaml"]);
+    assert_eq!(wrong.code, 2);
+    assert!(wrong.err.contains("flights_test.yaml:5:7: 'departurs' is no source"), "{}", wrong.err);
+    assert!(wrong.err.contains("help: did you mean 'departures'?"), "{}", wrong.err);
+    assert_eq!(project.run(&["test", "nothing.yaml"]).code, 2);
+}

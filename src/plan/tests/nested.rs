@@ -179,3 +179,11 @@ fn a_file_cut_anywhere_gives_problems_and_no_panic() {
         }
     }
 }
+
+#[test]
+fn a_topic_is_read_by_one_source() {
+    let again = "  again: {topic: clicks, format: json, columns: {site: varchar}}\nviews:\n  heavy:";
+    let error = parse(&TWO.replace("views:\n  heavy:", again), "nested.yaml").unwrap_err();
+    assert!(error.to_string().contains("'clicks' and 'again' read the same topic"), "{error}");
+    assert!(error.to_string().contains("nested.yaml:10:18"), "{error}");
+}

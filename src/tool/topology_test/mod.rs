@@ -65,7 +65,7 @@ pub fn test(paths: &[PathBuf], scratch: &Path, out: &mut Printer) -> Result<()> 
             Err(error) => return Err(error),
         }
     }
-    if !out.json() {
+    if !out.json() && passed + failed > 0 {
         out.line(&format!("{passed} passed, {failed} failed"))?;
     }
     out.flush()?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater::engine::{
     Counters, EngineError, OffsetMetadata, Progress, ReplayOptions, ReplaySink, RunOptions, SinkEncoder,
@@ -55,6 +55,8 @@ const STEADY: Way = Way {
 };
 /// Starts until a topology must be done.
 const STARTS_MAX: u64 = 200;
+/// Below every patience of the engine: a run of some records takes milliseconds.
+const STALL: Duration = Duration::from_secs(25);
 
 pub struct Bench<'a> {
     golden: &'a Golden,
@@ -147,6 +149,13 @@ impl<'a> Bench<'a> {
         self.until_done(&log, dir.path(), &open, |_| Faults::default());
         self.until_done(&log, dir.path(), &Way { threads: 2, ..STEADY }, |_| Faults::default());
         self.same("stopped at the ends, then closed", whole, &self.outcome(&log));
+        if TopicNames::of(self.plan()).exchanges.iter().any(Option::is_some) {
+            let shared: Arc<dyn Log> = Arc::new(log.clone());
+            let options = self.options(dir.path(), &open);
+            let never = Arc::new(AtomicBool::new(false));
+            let refused = run(self.plan(), &shared, &options, &Progress::default(), &never);
+            assert!(matches!(refused, Err(EngineError::Closed(_))), "{refused:?}");
+        }
     }
 
     fn crashes(&self, whole: &Outcome) {
@@ -316,7 +325,10 @@ impl<'a> Bench<'a> {
         let stop = Arc::new(AtomicBool::new(false));
         for start in 0..STARTS_MAX {
             log.set_faults(faults(start));
-            match run(self.plan(), &shared, &options, &Progress::default(), &stop) {
+            let began = Instant::now();
+            let outcome = run(self.plan(), &shared, &options, &Progress::default(), &stop);
+            assert!(began.elapsed() < STALL, "{}: it waited for what can't come", self.golden.name);
+            match outcome {
                 Ok(_) => {
                     // Who crashed is out of the group, and his transaction aborted, by the time anybody looks.
                     log.set_time_ms(log.time_ms() + 60_000);
