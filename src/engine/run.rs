@@ -264,6 +264,10 @@ fn work(shared: &Shared, index: usize) -> Result<u32> {
             Ended::Rejoin(why) => {
                 rejoins += 1;
                 tracing::warn!("worker {index} joins anew: {why}");
+            }
+            Ended::Fenced(why) => {
+                rejoins += 1;
+                tracing::warn!("worker {index} joins anew: {why}");
                 fenced.retain(|at| at.elapsed() < FENCED_WITHIN);
                 fenced.push(Instant::now());
                 if fenced.len() >= FENCED_MAX {

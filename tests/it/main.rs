@@ -5,6 +5,7 @@
 mod broker;
 mod cli;
 mod engine;
+mod engine_faults;
 mod lake;
 mod log_conformance;
 mod support;
