@@ -141,6 +141,12 @@ pub enum EngineError {
          at it with: headwater check; run it under a new name, or replay it beside the old one"
     )]
     FingerprintChanged { topology: String, changes: String },
+    #[error(
+        "group '{group}' has no offsets any more, though topology '{topology}' has committed some: Kafka drops those of \
+         a group that was empty for offsets.retention.minutes. Where to go on is not known; run the topology under \
+         a new name, which reads its sources from their start"
+    )]
+    OffsetsExpired { topology: String, group: String },
     #[error("another process runs as the same instance of this topology on this state directory ({0})")]
     Fenced(String),
     #[error("{0}")]

@@ -85,6 +85,8 @@ pub struct Shared {
     pub progress: Progress,
     pub drift: Drift,
     pub until_end: Option<UntilEnd>,
+    /// It had committed something before this run.
+    pub has_run: bool,
     instance: String,
     stop: Arc<AtomicBool>,
     failed: AtomicBool,
@@ -218,6 +220,7 @@ pub fn run(
         checkpoints,
         progress: progress.clone(),
         drift: Drift::default(),
+        has_run: first.is_none(),
         instance,
         stop: Arc::clone(stop),
         failed: AtomicBool::new(false),

@@ -250,6 +250,7 @@ impl<'a> Worker<'a> {
             state_dir: &shared.state_dir,
             checkpoints: shared.checkpoints.as_deref(),
             state_budget: shared.task_budget(),
+            has_run: shared.has_run,
         };
         let asked = Instant::now();
         let task = loop {

@@ -27,6 +27,8 @@ struct Script {
     /// Events of this partition come only with this poll.
     withheld: Option<(TopicPartition, u64)>,
     polled: AtomicU64,
+    /// The group's offsets are gone.
+    offsets_expired: bool,
 }
 
 struct ScriptedLog {
@@ -66,7 +68,10 @@ impl Log for ScriptedLog {
         self.inner.offset_at(partition, timestamp_ms)
     }
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
-        self.inner.committed(group, partitions)
+        match self.script.offsets_expired {
+            true => Ok(vec![None; partitions.len()]),
+            false => self.inner.committed(group, partitions),
+        }
     }
     fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {
         self.inner.delete_before(offsets)
@@ -259,4 +264,32 @@ fn r14_nobody_waits_for_a_partition_that_turns_out_to_be_empty() {
     let report = setting.run_to_the_end(Script { withheld, ..Script::default() }).unwrap();
     assert_eq!(report.counters.read, 2000);
     assert!(began.elapsed() < Duration::from_secs(20), "it waited for an origin that has nothing unread");
+}
+
+#[test]
+fn r2_a_group_whose_offsets_are_gone_is_refused() {
+    let setting = setting(&[100]);
+    setting.run_to_the_end(Script::default()).unwrap();
+    let script = Script { offsets_expired: true, ..Script::default() };
+    let error = setting.run_to_the_end(script).unwrap_err();
+    assert!(matches!(error, EngineError::OffsetsExpired { .. }), "{error}");
+    setting.run_to_the_end(Script::default()).unwrap();
+    setting.assert_each_copied_once();
+}
+
+#[test]
+fn a_topology_that_would_feed_itself_or_mix_two_views_is_refused() {
+    let two =
+        COPY.replace("sinks:", "  other: select n from numbers\nsinks:\n  other: {topic: {name: others}}");
+    headwater::plan::parse(&two, "copies.yaml").unwrap();
+    for (from, to, message) in [
+        ("name: others", "name: copies", "'other' and 'copy' go into the same topic"),
+        ("name: others", "name: copies.late", "keeps for itself"),
+        ("topic: numbers", "topic: copies.dead", "keeps for itself"),
+        ("topic: numbers", "topic: copies.exchange.x", "keeps for itself"),
+        ("name: others", "name: numbers", "would feed itself"),
+    ] {
+        let error = headwater::plan::parse(&two.replace(from, to), "copies.yaml").unwrap_err().to_string();
+        assert!(error.contains(message), "{to}: {error}");
+    }
 }
