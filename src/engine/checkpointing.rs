@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::log::Log;
 use crate::record::TopicPartition;
 
 use super::recovery::{Task, task_name};
@@ -34,20 +35,31 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
     let partition = partition.clone();
     slot.checkpoint = Some(std::thread::spawn(move || {
         let stats = writer.write()?;
-        if let Some(checkpoints) = checkpoints {
-            writer.upload(&checkpoints, &name, &fingerprint)?;
+        let Some(checkpoints) = checkpoints else { return Ok(stats) };
+        // What is not copied is neither lost nor trimmed; an outage of the object store stops nobody.
+        let copied = writer.upload(&checkpoints, &name, &fingerprint).and_then(|_| {
             checkpoints.prune(&name, 2)?;
-            // Records below the second-newest copy are never folded again (rule R2).
-            let copies = checkpoints.list(&name)?;
-            if let [.., second, _] = copies[..]
-                && let Err(error) = log.delete_before(&[(partition.clone(), second)])
-            {
-                tracing::warn!("{partition} could not be trimmed, which is tried again later: {error}");
-            }
+            checkpoints.list(&name)
+        });
+        match copied {
+            Ok(copies) => trim(&*log, &partition, &copies),
+            Err(error) => tracing::warn!(
+                "{partition}: the checkpoint at {} is on this machine only, the next one is copied again: {error}",
+                stats.offset
+            ),
         }
         Ok(stats)
     }));
     Ok(())
+}
+
+/// Deletes the records below the second-newest copy, which are never folded again (rule R2).
+fn trim(log: &dyn Log, partition: &TopicPartition, copies: &[i64]) {
+    if let [.., second, _] = *copies
+        && let Err(error) = log.delete_before(&[(partition.clone(), second)])
+    {
+        tracing::warn!("{partition} could not be trimmed, which is tried again later: {error}");
+    }
 }
 
 /// Takes a checkpoint that has been written off the slot; `wait`: also one that is still being written.

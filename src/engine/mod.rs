@@ -146,6 +146,12 @@ pub enum EngineError {
         "topology '{0}' was ended for good with: headwater run --until-end --close; run it under a new name, or replay it"
     )]
     Closed(String),
+    #[error(
+        "group '{group}' has no offsets any more, though topology '{topology}' has committed some: Kafka drops those of \
+         a group that was empty for offsets.retention.minutes. Where to go on is not known; run the topology under \
+         a new name, which reads its sources from their start"
+    )]
+    OffsetsExpired { topology: String, group: String },
     #[error("another process runs as the same instance of this topology on this state directory ({0})")]
     Fenced(String),
     #[error("{0}")]

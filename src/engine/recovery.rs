@@ -2,6 +2,7 @@
 //!
 //! Invariant: a task goes on at the committed offset with exactly the state that the log up to there gives.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Recovery<'a> {
     pub state_budget: usize,
     /// Looked at during the fold, which may take long.
     pub must_stop: &'a dyn Fn() -> bool,
+    /// The topology had committed something before this process came.
+    pub has_run: bool,
 }
 
 impl Recovery<'_> {
@@ -45,6 +48,9 @@ impl Recovery<'_> {
         let stage = self.stage_of(partition)?;
         let committed = self.log.committed(&self.names.group, std::slice::from_ref(partition))?;
         let committed = committed.into_iter().next().flatten();
+        if committed.is_none() && self.has_run {
+            self.require_offsets()?;
+        }
         let metadata = match &committed {
             Some(position) => Some(OffsetMetadata::parse(&position.metadata, partition)?),
             None => None,
@@ -63,6 +69,26 @@ impl Recovery<'_> {
                 Ok(Task::Keyed(Box::new(task)))
             }
         }
+    }
+
+    /// A partition without an offset is a new one, unless the whole group has none: then they have expired, and
+    /// reading would begin anew above state that is old (rule R2).
+    fn require_offsets(&self) -> Result<()> {
+        let stages = 0..self.plan.stages.len();
+        let topics: BTreeSet<_> = stages.map(|stage| self.names.input_topic(self.plan, stage)).collect();
+        let partitions: Vec<TopicPartition> = topics
+            .iter()
+            .flat_map(|topic| {
+                (0..self.names.count(topic)).map(|at| TopicPartition::new(Arc::clone(topic), at))
+            })
+            .collect();
+        if self.log.committed(&self.names.group, &partitions)?.iter().any(Option::is_some) {
+            return Ok(());
+        }
+        Err(EngineError::OffsetsExpired {
+            topology: self.plan.name.to_string(),
+            group: self.names.group.clone(),
+        })
     }
 
     fn stage_of(&self, partition: &TopicPartition) -> Result<usize> {
@@ -165,9 +191,11 @@ impl Recovery<'_> {
                 }
                 muted.clear();
             }
+            // As epochs do: what operators hold before it is in the state is not in its bytes.
+            task.flush(&mut muted)?;
+            muted.clear();
+            task.commit()?;
             if lock(task.state())?.memory_bytes() > self.state_budget && task.offset() < until {
-                task.flush(&mut muted)?;
-                task.commit()?;
                 let offset = task.offset();
                 lock(task.state())?.checkpoint(offset)?;
             }

@@ -90,6 +90,8 @@ pub struct Shared {
     pub progress: Progress,
     pub drift: Drift,
     pub until_end: Option<UntilEnd>,
+    /// It had committed something before this run.
+    pub has_run: bool,
     instance: String,
     stop: Arc<AtomicBool>,
     failed: AtomicBool,
@@ -224,6 +226,7 @@ pub fn run(
         checkpoints,
         progress: progress.clone(),
         drift: Drift::default(),
+        has_run: first.is_none(),
         instance,
         stop: Arc::clone(stop),
         failed: AtomicBool::new(false),
@@ -285,6 +288,10 @@ fn work(shared: &Shared, index: usize) -> Result<u32> {
         match Worker::new(shared, index)?.run()? {
             Ended::Stopped => return Ok(rejoins),
             Ended::Rejoin(why) => {
+                rejoins += 1;
+                tracing::warn!("worker {index} joins anew: {why}");
+            }
+            Ended::Fenced(why) => {
                 rejoins += 1;
                 tracing::warn!("worker {index} joins anew: {why}");
                 fenced.retain(|at| at.elapsed() < FENCED_WITHIN);

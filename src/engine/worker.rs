@@ -11,7 +11,7 @@
 //! Invariant: a partition is given up only after its epoch is committed or dropped.
 //! Invariant: a transaction always carries an offset, so that it is fenced (rule R4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,9 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(30);
 pub enum Ended {
     /// The topology was asked to stop, or has come to the end it was to come to.
     Stopped,
-    /// Another took over, or a commit's outcome is unknown: join anew.
+    /// Another took over: join anew.
+    Fenced(String),
+    /// A commit's outcome is unknown, or the producer can't go on: join anew.
     Rejoin(String),
 }
 
@@ -46,6 +48,8 @@ struct Epoch {
     began: Instant,
     records: u64,
     bytes: u64,
+    /// Rows that failed a check with `otherwise: warn`; shown once they are committed.
+    warned: BTreeMap<Arc<str>, u64>,
 }
 
 pub struct Worker<'a> {
@@ -56,6 +60,8 @@ pub struct Worker<'a> {
     /// Partitions whose state another worker of this process, which has lost them, has not let go of yet.
     waiting: BTreeMap<TopicPartition, Instant>,
     epoch: Option<Epoch>,
+    /// What was polled and is not yet handled.
+    events: VecDeque<Event>,
     last_commit: Instant,
     done_since: Option<Instant>,
     outputs: Outputs,
@@ -71,6 +77,7 @@ impl<'a> Worker<'a> {
             slots: BTreeMap::new(),
             waiting: BTreeMap::new(),
             epoch: None,
+            events: VecDeque::new(),
             last_commit: Instant::now(),
             done_since: None,
             outputs: Outputs::default(),
@@ -116,47 +123,46 @@ impl<'a> Worker<'a> {
 
     fn work(&mut self) -> Result<Ended> {
         loop {
-            if self.shared.must_stop() {
-                if self.epoch.is_some()
-                    && let Some(ended) = self.commit()?
-                {
-                    return Ok(ended);
-                }
-                return Ok(Ended::Stopped);
-            }
-            if self.is_done() {
-                if self.moved_past_markers() {
-                    self.begin()?;
-                    if let Some(ended) = self.commit()? {
-                        return Ok(ended);
-                    }
-                }
-                return Ok(Ended::Stopped);
-            }
-            let events = match self.member.poll(self.poll_timeout()) {
-                Ok(events) => events,
-                Err(error) => match self.failed(error)? {
-                    Some(ended) => return Ok(ended),
-                    None => continue,
-                },
+            let ended = match self.turn() {
+                Err(EngineError::Log(error)) => self.failed(error)?,
+                outcome => outcome?,
             };
-            for event in events {
-                if let Some(ended) = self.handle(event)? {
-                    return Ok(ended);
-                }
-            }
-            self.adopt_waiting()?;
-            self.watch_idle()?;
-            self.watch_drift()?;
-            self.watch_until_end()?;
-            self.watch_markers()?;
-            self.finish_checkpoints(false)?;
-            if self.is_due()
-                && let Some(ended) = self.commit()?
-            {
+            if let Some(ended) = ended {
                 return Ok(ended);
             }
         }
+    }
+
+    /// Polls once and handles what has come.
+    fn turn(&mut self) -> Result<Option<Ended>> {
+        if self.shared.must_stop() {
+            let ended = if self.epoch.is_some() { self.commit()? } else { None };
+            return Ok(Some(ended.unwrap_or(Ended::Stopped)));
+        }
+        if self.is_done() {
+            if self.moved_past_markers() {
+                self.begin()?;
+                if let Some(ended) = self.commit()? {
+                    return Ok(Some(ended));
+                }
+            }
+            return Ok(Some(Ended::Stopped));
+        }
+        if self.events.is_empty() {
+            self.events.extend(self.member.poll(self.poll_timeout())?);
+        }
+        while let Some(event) = self.events.pop_front() {
+            if let Some(ended) = self.handle(event)? {
+                return Ok(Some(ended));
+            }
+        }
+        self.adopt_waiting()?;
+        self.watch_idle()?;
+        self.watch_drift()?;
+        self.watch_until_end()?;
+        self.watch_markers()?;
+        self.finish_checkpoints(false)?;
+        if self.is_due() { self.commit() } else { Ok(None) }
     }
 
     /// Every partition has come to the end that `run --until-end` set, and the exchanges are read to theirs.
@@ -202,11 +208,10 @@ impl<'a> Worker<'a> {
 
     fn handle(&mut self, event: Event) -> Result<Option<Ended>> {
         match event {
-            Event::Run(run) => match self.step(&run) {
-                Ok(()) => Ok(None),
-                Err(EngineError::Log(error)) => self.failed(error),
-                Err(error) => Err(error),
-            },
+            Event::Run(run) => {
+                self.step(&run)?;
+                Ok(None)
+            }
             Event::End { partition, position } => {
                 if let Some(slot) = self.slots.get_mut(&partition) {
                     slot.caught_up = true;
@@ -217,6 +222,13 @@ impl<'a> Worker<'a> {
             Event::Assigned { partitions, fence } => {
                 // Partitions that are kept go on under the new fence.
                 self.fence = Some(fence);
+                // Recovering a task may take longer than an open transaction lives.
+                if !partitions.is_empty()
+                    && self.epoch.is_some()
+                    && let Some(ended) = self.commit()?
+                {
+                    return Ok(Some(ended));
+                }
                 for partition in partitions {
                     match self.adopt(partition) {
                         // A fold may take minutes; what was asked for meanwhile is to stop.
@@ -236,11 +248,9 @@ impl<'a> Worker<'a> {
                 Ok(None)
             }
             Event::Lost(partitions) => {
-                if self.epoch.is_some() {
-                    self.roll_back()?;
-                }
+                // First, so that rolling back does not start to read again what is another's by now.
                 self.give_up(&partitions)?;
-                Ok(None)
+                if self.epoch.is_some() { self.roll_back() } else { Ok(None) }
             }
         }
     }
@@ -255,6 +265,7 @@ impl<'a> Worker<'a> {
             checkpoints: shared.checkpoints.as_deref(),
             state_budget: shared.task_budget(),
             must_stop: &|| shared.must_stop(),
+            has_run: shared.has_run,
         };
         let since = *self.waiting.get(&partition).unwrap_or(&Instant::now());
         let task = match recovery.task(&partition) {
@@ -294,7 +305,7 @@ impl<'a> Worker<'a> {
     fn begin(&mut self) -> Result<()> {
         if self.epoch.is_none() {
             self.member.begin()?;
-            self.epoch = Some(Epoch { began: Instant::now(), records: 0, bytes: 0 });
+            self.epoch = Some(Epoch { began: Instant::now(), records: 0, bytes: 0, warned: BTreeMap::new() });
         }
         Ok(())
     }
@@ -308,12 +319,15 @@ impl<'a> Worker<'a> {
         slot.caught_up = false;
         slot.last_record = Instant::now();
         slot.step(run, &mut self.outputs)?;
-        self.shared.progress.warn(&self.outputs.warned);
+        let warned = std::mem::take(&mut self.outputs.warned);
         report_expired(&self.outputs);
         slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
         if let Some(epoch) = &mut self.epoch {
             epoch.records += run.records.len() as u64;
             epoch.bytes += run.records.bytes() as u64;
+            for (check, rows) in warned {
+                *epoch.warned.entry(check).or_default() += rows;
+            }
         }
         Ok(())
     }
@@ -322,15 +336,14 @@ impl<'a> Worker<'a> {
     fn commit(&mut self) -> Result<Option<Ended>> {
         match self.try_commit() {
             Ok(()) => Ok(None),
-            Err(Failure::Engine(EngineError::Log(error))) => self.failed(error),
             Err(Failure::Engine(error)) => Err(error),
             Err(Failure::Commit(CommitError::Aborted(why))) => {
                 tracing::info!("the epoch was aborted and is done again: {why}");
-                self.roll_back()?;
-                Ok(None)
+                self.roll_back()
             }
             Err(Failure::Commit(CommitError::Refused(error))) => Err(error.into()),
-            Err(Failure::Commit(error @ (CommitError::Fenced(_) | CommitError::Unknown(_)))) => {
+            Err(Failure::Commit(CommitError::Fenced(why))) => Ok(Some(Ended::Fenced(why))),
+            Err(Failure::Commit(error @ CommitError::Unknown(_))) => {
                 Ok(Some(Ended::Rejoin(error.to_string())))
             }
         }
@@ -344,7 +357,8 @@ impl<'a> Worker<'a> {
             slot.flush(&mut self.outputs)?;
             let at_end = until_end.is_some_and(|until_end| slot.at_end(partition, until_end));
             let told_now = at_end && !slot.ended_told;
-            let dirty = slot.is_dirty() || told_now || self.outputs.watermark.is_some();
+            let told = self.outputs.watermark.is_some() || self.outputs.idle;
+            let dirty = slot.is_dirty() || told_now || told;
             slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
             if let (true, Some(until_end)) = (told_now, until_end) {
                 slot.publisher.publish_end(until_end, &mut *self.member)?;
@@ -374,7 +388,9 @@ impl<'a> Worker<'a> {
             **meta = None;
         }
         drop(meta);
-        self.epoch = None;
+        if let Some(epoch) = self.epoch.take() {
+            self.shared.progress.warn(&epoch.warned);
+        }
         self.last_commit = Instant::now();
         self.shared.progress.committed(began.elapsed().as_secs_f64());
         for (partition, slot) in &mut self.slots {
@@ -397,28 +413,37 @@ impl<'a> Worker<'a> {
         match error {
             LogError::Abort(why) => {
                 tracing::info!("the epoch was aborted and is done again: {why}");
-                self.roll_back()?;
-                Ok(None)
+                self.roll_back()
             }
-            LogError::Fenced(why) => Ok(Some(Ended::Rejoin(why))),
+            LogError::Fenced(why) => Ok(Some(Ended::Fenced(why))),
             error => Err(error.into()),
         }
     }
 
-    /// Drops the epoch: tasks and state go back to the last commit and read on from there (rule R7).
-    fn roll_back(&mut self) -> Result<()> {
+    /// Drops the epoch: tasks and state go back to the last commit and read on from there (rule R7). `Some`: the
+    /// producer can't even abort.
+    fn roll_back(&mut self) -> Result<Option<Ended>> {
         self.shared.progress.aborted();
         self.outputs.clear();
         self.epoch = None;
-        self.member.abort()?;
+        // What was read before goes on from before: it will be read again.
+        self.events.retain(|event| !matches!(event, Event::Run(_) | Event::End { .. }));
+        match self.member.abort() {
+            Ok(()) => {}
+            Err(LogError::Fenced(why)) => return Ok(Some(Ended::Fenced(why))),
+            Err(error) => return Ok(Some(Ended::Rejoin(error.to_string()))),
+        }
         let until_end = self.shared.until_end.as_ref();
         for (partition, slot) in &mut self.slots {
             let offset = slot.abort()?;
             slot.caught_up = false;
             slot.ended_told = until_end.is_some_and(|until_end| until_end.has(partition));
-            self.member.start(partition, offset)?;
+            match self.member.start(partition, offset) {
+                Err(LogError::Fenced(why)) => return Ok(Some(Ended::Fenced(why))),
+                started => started?,
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Declares origins idle that are caught up and silent for their source's `idle_after`.
@@ -430,7 +455,9 @@ impl<'a> Worker<'a> {
         for slot in self.slots.values_mut() {
             let Task::Ingest(task) = &mut slot.task else { continue };
             let silent = slot.last_record.elapsed() >= task.idle_after();
-            if slot.caught_up && silent && !task.is_idle() && !task.exchanges().is_empty() {
+            // One that is paused may have records that it was not given.
+            let at_end = slot.caught_up && !slot.paused;
+            if at_end && silent && !task.is_idle() && !task.exchanges().is_empty() {
                 task.set_idle();
                 begin = true;
             }
@@ -450,6 +477,7 @@ impl<'a> Worker<'a> {
                     false => self.member.resume(partition)?,
                 }
                 slot.paused = paused;
+                slot.last_record = Instant::now();
             }
         }
         Ok(())

@@ -220,8 +220,60 @@ impl Planner<'_> {
                 }
             }
         }
+        self.own_topics();
+        self.shared_targets();
         sinks.sort_by(|a: &SinkPlan, b| a.view.cmp(&b.view));
         sinks
+    }
+
+    /// The topics that the topology makes for itself are no one's source and no one's sink.
+    fn own_topics(&mut self) {
+        let name = self.topology.name.value.as_str();
+        let is_own = |topic: &str| {
+            topic.strip_prefix(name).is_some_and(|rest| {
+                [".dead", ".late", ".meta"].contains(&rest) || rest.starts_with(".exchange.")
+            })
+        };
+        let sources = self.topology.sources.0.iter().map(|(_, source)| &source.topic);
+        let sinks = self.topology.sinks.0.iter().filter_map(|(_, sink)| Some(&sink.topic.as_ref()?.name));
+        let own: Vec<_> = sources.chain(sinks).filter(|topic| is_own(&topic.value)).collect();
+        for topic in own {
+            self.problem(
+                &topic.referenced,
+                format!("'{}' is a topic that the topology '{name}' keeps for itself", topic.value),
+                Some("name another topic, or rename the topology".to_string()),
+            );
+        }
+    }
+
+    /// Two views in one topic would overwrite each other's keys, in one table each other's files.
+    fn shared_targets(&mut self) {
+        let sinks = &self.topology.sinks.0;
+        for (index, (name, sink)) in sinks.iter().enumerate() {
+            let before = &sinks[..index];
+            if let Some(topic) = &sink.topic
+                && let Some((other, _)) = before.iter().find(|(_, other)| {
+                    other.topic.as_ref().is_some_and(|other| other.name.value == topic.name.value)
+                })
+            {
+                self.problem(
+                    &topic.name.referenced,
+                    format!("'{}' and '{}' go into the same topic", other.value, name.value),
+                    Some("give each view a topic of its own".to_string()),
+                );
+            }
+            if let Some(lake) = &sink.lake
+                && let Some((other, _)) = before.iter().find(|(_, other)| {
+                    other.lake.as_ref().is_some_and(|other| other.table.value == lake.table.value)
+                })
+            {
+                self.problem(
+                    &lake.table.referenced,
+                    format!("'{}' and '{}' go into the same table", other.value, name.value),
+                    Some("give each view a table of its own".to_string()),
+                );
+            }
+        }
     }
 
     fn sink(&mut self, name: &serde_saphyr::Spanned<String>, sink: &Sink, view: &View) -> Option<SinkPlan> {
@@ -248,6 +300,7 @@ impl Planner<'_> {
             schema: Arc::clone(&view.schema),
             row_key,
             window_end,
+            window_start: view.facts.window_start(),
             grace: 0,
             topic,
             lake,

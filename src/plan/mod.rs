@@ -192,6 +192,8 @@ pub struct SinkPlan {
     pub row_key: Vec<usize>,
     /// Index of window_end among the columns, for windowed views that still carry it.
     pub window_end: Option<usize>,
+    /// Index of window_start among the columns, where it is one, and the window's size.
+    pub window_start: Option<(usize, Micros)>,
     /// How long after a window's end, by the origins' watermarks, its row is final: the grace of the view's
     /// window and of those that it is made of.
     pub grace: Micros,

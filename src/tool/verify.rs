@@ -42,7 +42,8 @@ pub struct ViewReport {
     pub differing: u64,
     /// Rows that the replay has and the live run will have once their window closes.
     pub pending: u64,
-    /// Live rows of windows that are not closed for every origin at the cut.
+    /// Live rows of windows that are not closed for every origin at the cut; of a view without windows, all,
+    /// where the live run has gone on meanwhile.
     pub not_compared: u64,
     /// The first differing rows.
     pub differences: Vec<Difference>,
@@ -191,7 +192,10 @@ pub fn verify(
     for (sink, replayed) in plan.sinks.iter().zip(rows) {
         let Some(topic) = &sink.topic else { continue };
         let live = read_live(&**log, &topic.topic, !topic.key.is_empty())?;
-        let mut view = compare(sink, live, replayed, cut.watermark, options.differences_max);
+        // The live run has gone on: which rows without a window came before the cut, nothing tells.
+        let moved = Cut::take(plan, &**log)?.offsets != cut.offsets;
+        let cut = (cut.watermark, moved);
+        let mut view = compare(sink, live, replayed, cut, options.differences_max);
         view.view = sink.view.to_string();
         view.topic = topic.topic.to_string();
         views.push(view);
@@ -361,11 +365,11 @@ fn compare(
     sink: &SinkPlan,
     mut live: Live,
     replayed: ReplayedRows,
-    watermark: Micros,
+    (watermark, moved): (Micros, bool),
     differences_max: usize,
 ) -> ViewReport {
     let mut report = ViewReport::default();
-    let closed = |end: Option<Micros>| end.is_none_or(|end| is_closed(end, sink.grace, watermark));
+    let closed = |end: Option<Micros>| end.map_or(!moved, |end| is_closed(end, sink.grace, watermark));
     let mut differing = Vec::new();
     for (key, row) in replayed {
         match live.remove(&key) {
@@ -405,12 +409,19 @@ fn compare(
     report
 }
 
+/// The column that a row's window can be told by, and how far before the window's end it lies.
+fn window_column(sink: &SinkPlan) -> Option<(usize, Micros)> {
+    sink.window_end.map(|column| (column, 0)).or(sink.window_start)
+}
+
 /// The window's end of a refined record that only the live run has, from its value.
 fn live_window_end(sink: &SinkPlan, value: &[u8]) -> Option<Micros> {
-    let name = sink.schema.field(sink.window_end?).name();
+    let (column, before_end) = window_column(sink)?;
+    let name = sink.schema.field(column).name();
     let value: serde_json::Value = serde_json::from_slice(value).ok()?;
     let time = value.get(name)?.as_str()?;
-    chrono::DateTime::parse_from_rfc3339(time).ok().map(|time| time.timestamp_micros())
+    let time = chrono::DateTime::parse_from_rfc3339(time).ok()?;
+    Some(time.timestamp_micros().saturating_add(before_end))
 }
 
 /// Keeps the replay's rows as the live run would have produced them.
@@ -445,12 +456,15 @@ struct Collector<'a> {
 impl SinkWriter for Collector<'_> {
     fn write(&mut self, sink: usize, batch: &Batch) -> Result<(), EngineError> {
         let Some(encoder) = &mut self.encoders[sink] else { return Ok(()) };
-        let ends = self.into.plan.sinks[sink].window_end.and_then(|column| {
-            batch.rows.column(column).as_any().downcast_ref::<TimestampMicrosecondArray>()
+        let windows = window_column(&self.into.plan.sinks[sink]).and_then(|(column, before_end)| {
+            let column = batch.rows.column(column).as_any().downcast_ref::<TimestampMicrosecondArray>();
+            Some((column?, before_end))
         });
         let (rows, counts, mut row) = (&mut self.rows[sink], &mut self.counts, 0);
         encoder.encode(batch, |refined| {
-            let window_end = ends.and_then(|ends| ends.is_valid(row).then(|| ends.value(row)));
+            let window_end = windows
+                .filter(|(times, _)| times.is_valid(row))
+                .map(|(times, before_end)| times.value(row).saturating_add(before_end));
             row += 1;
             let value = refined.value.unwrap_or_default().to_vec();
             match refined.key {

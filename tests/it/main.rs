@@ -6,6 +6,7 @@ mod broker;
 mod cli;
 mod docs;
 mod engine;
+mod engine_faults;
 mod faults;
 mod harness;
 mod kill;

@@ -94,6 +94,12 @@ impl Facts {
         self.windows.get(column).copied().flatten()
     }
 
+    /// Where the start of the rows' window is among the columns, and the window's size.
+    pub fn window_start(&self) -> Option<(usize, Micros)> {
+        let column = self.key.iter().find(|key| key.window == Some(Edge::Start))?.column?;
+        Some((column, self.window(column)?.size))
+    }
+
     /// The same rows under other columns; `from[i]` is the old index of the new column i.
     fn project(&self, from: &[Option<usize>]) -> Facts {
         let place = |old: usize| from.iter().position(|source| *source == Some(old));
