@@ -30,6 +30,8 @@ use super::{EngineError, Outputs, Result, lock};
 
 /// A worker that has nothing to do looks up this often.
 const POLL_MAX: Duration = Duration::from_millis(100);
+/// How long another worker may take to notice that it has lost a partition.
+const HANDOVER_MAX: Duration = Duration::from_secs(60);
 /// How long all must be quiet before a position past transaction markers is worth an epoch of its own.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -66,6 +68,8 @@ pub struct Worker<'a> {
     member: Box<dyn Member>,
     fence: Option<Fence>,
     slots: BTreeMap<TopicPartition, Slot>,
+    /// Assigned, and still held by another worker of this process; since when.
+    waiting: Vec<(TopicPartition, Instant)>,
     epoch: Option<Epoch>,
     last_commit: Instant,
     done_since: Option<Instant>,
@@ -80,6 +84,7 @@ impl<'a> Worker<'a> {
             member,
             fence: None,
             slots: BTreeMap::new(),
+            waiting: Vec::new(),
             epoch: None,
             last_commit: Instant::now(),
             done_since: None,
@@ -152,6 +157,7 @@ impl<'a> Worker<'a> {
                     return Ok(ended);
                 }
             }
+            self.adopt_waiting()?;
             self.watch_idle()?;
             self.watch_drift()?;
             self.watch_until_end()?;
@@ -229,13 +235,9 @@ impl<'a> Worker<'a> {
             Event::Assigned { partitions, fence } => {
                 // Partitions that are kept go on under the new fence.
                 self.fence = Some(fence);
-                for partition in partitions {
-                    match self.adopt(partition) {
-                        // A fold may take minutes; what was asked for meanwhile is to stop.
-                        Err(EngineError::Cancelled) => break,
-                        adopted => adopted?,
-                    }
-                }
+                let now = Instant::now();
+                self.waiting.extend(partitions.into_iter().map(|partition| (partition, now)));
+                self.adopt_waiting()?;
                 Ok(None)
             }
             Event::Revoked(partitions) => {
@@ -255,6 +257,23 @@ impl<'a> Worker<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// Takes up what has been assigned. A group that forgot its members (its broker was away) may give a partition
+    /// to one worker before another of this process knows that it has lost it: then it is tried again later,
+    /// and nothing of it is read until then.
+    fn adopt_waiting(&mut self) -> Result<()> {
+        for (partition, since) in std::mem::take(&mut self.waiting) {
+            match self.adopt(partition.clone()) {
+                Err(EngineError::State(StateError::InUse { .. })) if since.elapsed() < HANDOVER_MAX => {
+                    self.waiting.push((partition, since));
+                }
+                // A fold may take minutes; what was asked for meanwhile is to stop.
+                Err(EngineError::Cancelled) => return Ok(()),
+                adopted => adopted?,
+            }
+        }
+        Ok(())
     }
 
     fn adopt(&mut self, partition: TopicPartition) -> Result<()> {
@@ -293,6 +312,7 @@ impl<'a> Worker<'a> {
     }
 
     fn give_up(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.waiting.retain(|(waiting, _)| !partitions.contains(waiting));
         for partition in partitions {
             if let Some(mut slot) = self.slots.remove(partition) {
                 finish_checkpoint(self.shared, partition, &mut slot, true)?;
