@@ -28,6 +28,8 @@ use super::{EngineError, Outputs, Result};
 
 /// A worker that has nothing to do looks up this often.
 const POLL_MAX: Duration = Duration::from_millis(100);
+/// How long another worker may take to notice that it has lost a partition.
+const HANDOVER_MAX: Duration = Duration::from_secs(60);
 /// How long all must be quiet before a position past transaction markers is worth an epoch of its own.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -287,7 +289,13 @@ impl<'a> Worker<'a> {
     /// A member that was put out of the group learns of it at its next poll, when others own its partitions.
     fn adopt_waiting(&mut self) -> Result<()> {
         let waiting: Vec<TopicPartition> = self.waiting.keys().cloned().collect();
-        waiting.into_iter().try_for_each(|partition| self.adopt(partition))
+        for partition in waiting {
+            match self.adopt(partition) {
+                Err(EngineError::Cancelled) => break,
+                adopted => adopted?,
+            }
+        }
+        Ok(())
     }
 
     fn give_up(&mut self, partitions: &[TopicPartition]) -> Result<()> {

@@ -343,9 +343,15 @@ impl ChunkWriter<'_> {
         let bytes = std::mem::take(&mut self.packed);
         let changes = std::mem::take(&mut self.changes);
         let chunk = Chunk { object, bytes: bytes.len() as u64, changes, checksum };
-        if !self.copies.create(self.task, &chunk.object, bytes)? {
+        if !self.copies.create(self.task, &chunk.object, bytes.clone())? {
             // Left by an upload that did not finish. If the machine failed then, it may not be whole.
-            self.copies.chunk(self.task, &chunk)?;
+            match self.copies.chunk(self.task, &chunk) {
+                Err(StateError::Corrupt { .. }) => {
+                    self.copies.delete(self.task, &chunk.object)?;
+                    self.copies.create(self.task, &chunk.object, bytes)?;
+                }
+                whole => drop(whole?),
+            }
         }
         self.written.push(chunk);
         Ok(())

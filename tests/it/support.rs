@@ -170,7 +170,8 @@ pub fn assert_no_open_transaction(log: &dyn Log, topic: &str) {
     for number in 0..log.partitions(topic).unwrap().unwrap() {
         let partition = TopicPartition::new(topic, number);
         let before = log.bounds(&partition).unwrap().end;
-        producer.produce(&partition, &[Outgoing { value: Some(b"probe"), ..Outgoing::default() }]).unwrap();
+        let record = Outgoing { key: Some(b"probe"), value: Some(b"probe"), ..Outgoing::default() };
+        producer.produce(&partition, &[record]).unwrap();
         producer.flush(Duration::from_secs(10)).unwrap();
         let after = log.bounds(&partition).unwrap().end;
         assert!(after == before + 1, "{partition}: the last stable offset is {before}, then {after}");

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
@@ -47,7 +47,19 @@ pub(super) enum Kind {
 pub(super) struct Context {
     /// The last connection error, so that a timeout can say why.
     last_error: Mutex<String>,
+    brokers: OnceLock<String>,
+    /// Since when no broker can be reached, as far as is known: librdkafka does not say when one is back.
+    down_since: Mutex<Option<Instant>>,
     pub rebalances: Rebalances,
+}
+
+impl Context {
+    pub fn down_since(&self) -> Option<Instant> {
+        *lock(&self.down_since)
+    }
+    pub fn is_back(&self) {
+        *lock(&self.down_since) = None;
+    }
 }
 
 /// A configuration in the making: properties in order, later ones win.
@@ -61,9 +73,10 @@ impl Configuration {
         // SAFETY: no preconditions; the configuration is owned here until `build` or drop.
         let raw = unsafe { sys::rd_kafka_conf_new() };
         let context = Arc::new(Context::default());
-        // SAFETY: `raw` is live; the callback never unwinds; the client that is built keeps the context alive.
+        // SAFETY: `raw` is live; the callbacks never unwind; the client that is built keeps the context alive.
         unsafe {
             sys::rd_kafka_conf_set_log_cb(raw, Some(on_log));
+            sys::rd_kafka_conf_set_error_cb(raw, Some(on_error));
             sys::rd_kafka_conf_set_opaque(raw, Arc::as_ptr(&context).cast_mut().cast());
         }
         Self { raw, context }
@@ -103,6 +116,7 @@ impl Configuration {
             Kind::Consumer => sys::rd_kafka_type_t::RD_KAFKA_CONSUMER,
             Kind::Producer => sys::rd_kafka_type_t::RD_KAFKA_PRODUCER,
         };
+        self.context.brokers.get_or_init(|| brokers.to_owned());
         // SAFETY: the configuration is live, and owned by the client if the call succeeds.
         let raw = unsafe { sys::rd_kafka_new(raw_kind, self.raw, text.as_mut_ptr(), text.len()) };
         let Some(raw) = NonNull::new(raw) else {
@@ -415,6 +429,24 @@ unsafe extern "C" fn on_log(
         5 | 6 => tracing::debug!(target: "librdkafka", "{facility}: {text}"),
         _ => tracing::trace!(target: "librdkafka", "{facility}: {text}"),
     }
+}
+
+/// Errors of the client as a whole: of these, that all brokers are down is news to a user.
+unsafe extern "C" fn on_error(
+    _client: *mut sys::rd_kafka_t,
+    code: c_int,
+    reason: *const c_char,
+    context: *mut c_void,
+) {
+    let reason = text_of(reason);
+    tracing::warn!(target: "librdkafka", "{reason}");
+    // SAFETY: every configuration here has a context as its opaque, which outlives the client.
+    let Some(context) = (unsafe { opaque::<Context>(context) }) else { return };
+    if code == Code::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN as c_int {
+        lock(&context.down_since).get_or_insert_with(Instant::now);
+        warn_of_outage(context.brokers.get().map_or("the cluster", String::as_str));
+    }
+    *lock(&context.last_error) = reason;
 }
 
 /// For callbacks: the opaque pointer that was given with the configuration, as what it is.

@@ -335,7 +335,8 @@ fn note(message: &sys::rd_kafka_message_t, failures: &Failures) {
             let (topic, detail) = unsafe {
                 (
                     text_of(sys::rd_kafka_topic_name(message.rkt)),
-                    text_of(sys::rd_kafka_message_errstr(message)),
+                    // Its namesake for consumers would give the record itself.
+                    text_of(sys::rd_kafka_message_produce_errstr(message)),
                 )
             };
             failures.note(Undelivered {

@@ -13,7 +13,7 @@ use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 
 use super::admin::Admin;
-use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, code_text, millis, warn_of_outage};
+use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, code_text, millis};
 use super::messages::{Message, Messages};
 use crate::log::{Event, LogError, Reader, Result};
 use crate::record::{Run, TopicPartition};
@@ -50,8 +50,6 @@ pub(super) struct Consumer {
     positions: HashMap<TopicPartition, i64>,
     paused: HashSet<TopicPartition>,
     errors: VecDeque<LogError>,
-    /// When no broker could be reached any more; nothing has come since.
-    down_since: Option<Instant>,
 }
 
 impl Consumer {
@@ -69,7 +67,6 @@ impl Consumer {
             positions: HashMap::new(),
             paused: HashSet::new(),
             errors: VecDeque::new(),
-            down_since: None,
         })
     }
 
@@ -90,12 +87,14 @@ impl Consumer {
             }
         }
         let events = self.events(batch);
-        if !events.is_empty() {
-            self.down_since = None;
-        } else if self.down_since.is_some_and(|since| since.elapsed() > OUTAGE_MAX) {
-            // librdkafka does not say when a broker is back.
-            Admin { client: self.client.clone() }.reach(PROBE_TIMEOUT)?;
-            self.down_since = None;
+        let context = &self.client.context;
+        if let Some(since) = context.down_since() {
+            if events.is_empty() && since.elapsed() > OUTAGE_MAX {
+                Admin { client: self.client.clone() }.reach(PROBE_TIMEOUT)?;
+            }
+            if !events.is_empty() || since.elapsed() > OUTAGE_MAX {
+                context.is_back();
+            }
         }
         match self.errors.pop_front() {
             Some(error) if events.is_empty() => Err(error),
@@ -155,17 +154,13 @@ impl Consumer {
     }
 
     /// The error of a message, if it is one that a reader must know.
-    fn message_error(&mut self, message: &Message) -> Option<LogError> {
+    fn message_error(&self, message: &Message) -> Option<LogError> {
         let code = message.code();
         let text = message.error_text();
         let topic = message.topic();
         match code {
-            Code::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN => {
-                self.down_since.get_or_insert_with(Instant::now);
-                warn_of_outage(&self.client.brokers);
-                None
-            }
             Code::RD_KAFKA_RESP_ERR__TRANSPORT
+            | Code::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
             | Code::RD_KAFKA_RESP_ERR__RESOLVE
             | Code::RD_KAFKA_RESP_ERR__TIMED_OUT
             // Followed by the loss of the partitions.

@@ -152,6 +152,22 @@ fn damage_to_any_object_is_noticed() {
 }
 
 #[test]
+fn what_is_damaged_is_written_anew() {
+    for suffix in [".json", ".chunk"] {
+        let mut copied = Copied::new();
+        copied.step(10);
+        damage(&copied.objects(10, suffix)[0]);
+        if suffix == ".chunk" {
+            // As a machine leaves it that fails during an upload.
+            std::fs::remove_file(&copied.objects(10, ".json")[0]).unwrap();
+        }
+        let again = copied.checkpoints.upload(TASK, "f1", 10, None, &[], &copied.store).unwrap();
+        assert!(!again.existed, "{suffix}");
+        assert_eq!(copied.loaded(10).unwrap(), copied.states[&10], "{suffix}");
+    }
+}
+
+#[test]
 fn pruning_keeps_what_the_kept_need() {
     let mut copied = Copied::new();
     let mut last_base = 0;
