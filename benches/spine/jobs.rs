@@ -71,6 +71,7 @@ pub struct Setting {
     /// Of the source topic.
     pub compression: String,
     pub threads: usize,
+    pub epoch: Duration,
     /// State and lake of the jobs.
     pub scratch: PathBuf,
 }
@@ -172,6 +173,7 @@ impl Bench<'_> {
     fn catch_up(&self, plan: Plan) -> Result<(Measured, RunReport, Progress)> {
         let options = RunOptions {
             threads: self.setting.threads,
+            epoch: self.setting.epoch,
             state_dir: self.scratch.join("state"),
             checkpoints: Some(self.scratch.join("checkpoints").display().to_string()),
             until_end: true,

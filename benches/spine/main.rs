@@ -21,6 +21,7 @@ use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use clap::Parser;
 use headwater::broker::{Broker, Options};
@@ -50,6 +51,9 @@ struct Arguments {
     /// Workers of the jobs; CPU per record is clearest with one
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// How long an epoch lasts: `worker.epoch`
+    #[arg(long, default_value = "200ms", value_parser = humantime::parse_duration)]
+    epoch: Duration,
     /// Jobs to measure, separated by commas; all by default
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Job>,
@@ -95,6 +99,7 @@ impl Arguments {
             shape: self.shape(),
             compression: self.compression.clone(),
             threads: self.threads,
+            epoch: self.epoch,
             scratch,
         })
     }
@@ -152,6 +157,7 @@ fn measure_apart(job: Job, setting: &Setting, broker: Option<&Server>) -> Result
     command.args(["--job", job.name(), "--brokers", &setting.brokers, "--compression", &setting.compression]);
     command.args(["--records", &records.to_string(), "--partitions", &partitions.to_string()]);
     command.args(["--keys", &keys.to_string(), "--threads", &setting.threads.to_string()]);
+    command.args(["--epoch", &humantime::format_duration(setting.epoch).to_string()]);
     command.arg("--scratch").arg(&setting.scratch);
     if let Some(broker) = broker {
         command.args(["--broker-pid", &broker.child.id().to_string()]);

@@ -92,6 +92,7 @@ impl Report {
             "keys": self.setting.shape.keys,
             "compression": self.setting.compression,
             "threads": self.setting.threads,
+            "epoch_ms": self.setting.epoch.as_millis() as u64,
             "jobs": jobs.collect::<Vec<_>>(),
         })
     }

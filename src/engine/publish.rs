@@ -2,7 +2,7 @@
 //!
 //! Invariant: rows leave before the watermark that they were admitted under.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -115,23 +115,37 @@ fn slice<'a>(bytes: &'a [u8], ends: &[usize], row: usize) -> &'a [u8] {
     &bytes[start..ends[row]]
 }
 
-/// Records on their way to a producer, by partition, in one buffer.
+/// Records on their way to a producer, by topic and partition, in one buffer.
 #[derive(Default)]
 struct Staged {
     bytes: Vec<u8>,
-    /// Key and value as ranges of `bytes`.
-    records: HashMap<(Arc<str>, i32), Vec<StagedRecord>>,
+    topics: Vec<StagedTopic>,
+}
+
+struct StagedTopic {
+    name: Arc<str>,
+    /// By partition.
+    records: Vec<Vec<StagedRecord>>,
 }
 
 type Span = Option<(usize, usize)>;
 
+/// Key and value as ranges of the buffer.
 struct StagedRecord {
     key: Span,
     value: Span,
 }
 
 impl Staged {
-    fn add(&mut self, topic: &Arc<str>, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) {
+    /// The number of a topic for [`Staged::add`]: looked up once a batch, not once a record.
+    fn topic(&mut self, name: &Arc<str>) -> usize {
+        self.topics.iter().position(|topic| topic.name == *name).unwrap_or_else(|| {
+            self.topics.push(StagedTopic { name: Arc::clone(name), records: Vec::new() });
+            self.topics.len() - 1
+        })
+    }
+
+    fn add(&mut self, topic: usize, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) {
         let bytes = &mut self.bytes;
         let mut put = |part: &[u8]| {
             let start = bytes.len();
@@ -139,26 +153,33 @@ impl Staged {
             (start, bytes.len())
         };
         let record = StagedRecord { key: key.map(&mut put), value: value.map(&mut put) };
-        self.records.entry((Arc::clone(topic), partition)).or_default().push(record);
+        let (partitions, partition) = (&mut self.topics[topic].records, partition as usize);
+        if partitions.len() <= partition {
+            partitions.resize_with(partition + 1, Vec::new);
+        }
+        partitions[partition].push(record);
     }
 
     fn produce(&mut self, member: &mut dyn Member) -> Result<()> {
         let bytes = &self.bytes;
         let part = |span: Span| span.map(|(start, end)| &bytes[start..end]);
-        for ((topic, partition), records) in &mut self.records {
-            if records.is_empty() {
-                continue;
+        for topic in &mut self.topics {
+            for (partition, records) in topic.records.iter_mut().enumerate() {
+                if records.is_empty() {
+                    continue;
+                }
+                let outgoing: Vec<Outgoing<'_>> = records
+                    .iter()
+                    .map(|record| Outgoing {
+                        key: part(record.key),
+                        value: part(record.value),
+                        ..Outgoing::default()
+                    })
+                    .collect();
+                let to = TopicPartition::new(Arc::clone(&topic.name), partition as i32);
+                member.produce(&to, &outgoing)?;
+                records.clear();
             }
-            let outgoing: Vec<Outgoing<'_>> = records
-                .iter()
-                .map(|record| Outgoing {
-                    key: part(record.key),
-                    value: part(record.value),
-                    ..Outgoing::default()
-                })
-                .collect();
-            member.produce(&TopicPartition::new(Arc::clone(topic), *partition), &outgoing)?;
-            records.clear();
         }
         self.bytes.clear();
         Ok(())
@@ -226,9 +247,9 @@ impl Publisher {
     pub fn publish(&mut self, outputs: &mut Outputs, member: &mut dyn Member) -> Result<()> {
         for (sink, batch) in outputs.sinks.drain(..) {
             if let Some(encoder) = self.sinks.get_mut(&sink) {
-                let (topic, staged) = (Arc::clone(&encoder.topic), &mut self.staged);
+                let (topic, staged) = (self.staged.topic(&encoder.topic), &mut self.staged);
                 encoder.encode(&batch, |refined| {
-                    staged.add(&topic, refined.partition, refined.key, refined.value);
+                    staged.add(topic, refined.partition, refined.key, refined.value);
                 })?;
             }
         }
@@ -297,18 +318,20 @@ impl Publisher {
 
 impl Port {
     fn rows(&mut self, rows: &RecordBatch, staged: &mut Staged) -> Result<()> {
+        let topic = staged.topic(&self.topic);
         for (partition, rows) in self.partitioner.split(rows)? {
             self.encoder.rows(&rows, &mut self.messages)?;
             for message in self.messages.drain(..) {
-                staged.add(&self.topic, partition, None, Some(&message));
+                staged.add(topic, partition, None, Some(&message));
             }
         }
         Ok(())
     }
 
     fn mark(&self, message: &[u8], staged: &mut Staged) {
+        let topic = staged.topic(&self.topic);
         for partition in 0..self.partitions {
-            staged.add(&self.topic, partition, None, Some(message));
+            staged.add(topic, partition, None, Some(message));
         }
     }
 }

@@ -130,6 +130,8 @@ impl Order {
             // Building a tree from a list sorts it once and fills whole nodes.
             self.ordered = std::mem::take(&mut self.pending).into_iter().collect();
         } else {
+            // In order, each key goes in beside the one before, where the tree's nodes are at hand.
+            self.pending.sort_unstable();
             self.ordered.extend(self.pending.drain(..));
         }
     }
