@@ -18,6 +18,7 @@ mod test;
 mod topic;
 mod verify;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -119,6 +120,8 @@ impl Global {
             .with_env_filter(EnvFilter::new(filter))
             .with_writer(std::io::stderr)
             .with_target(false)
+            // It would be told on stderr, with a panic where that is closed.
+            .log_internal_errors(false)
             .try_init();
     }
 }
@@ -144,11 +147,13 @@ pub fn main() -> ExitCode {
         Command::Topic(topic) => topic.run(&global),
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
+    // Nobody may be reading that either.
+    let mut stderr = std::io::stderr();
     for message in error.messages() {
-        eprintln!("error: {message}");
+        let _ = writeln!(stderr, "error: {message}");
     }
     if let Some(help) = error.help() {
-        eprintln!("help: {help}");
+        let _ = writeln!(stderr, "help: {help}");
     }
     ExitCode::from(error.exit_code())
 }

@@ -35,6 +35,8 @@ pub struct Recovery<'a> {
     pub checkpoints: Option<&'a Checkpoints>,
     /// Bytes of uncommitted-to-disk state at which a fold checkpoints.
     pub state_budget: usize,
+    /// Looked at during the fold, which may take long.
+    pub must_stop: &'a dyn Fn() -> bool,
 }
 
 impl Recovery<'_> {
@@ -146,6 +148,9 @@ impl Recovery<'_> {
         reader.assign(&[(partition.clone(), task.offset())])?;
         let mut muted = Outputs::default();
         while task.offset() < until {
+            if (self.must_stop)() {
+                return Err(EngineError::Cancelled);
+            }
             for event in reader.poll(FOLD_POLL)? {
                 match event {
                     Event::Run(run) => {

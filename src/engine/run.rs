@@ -3,9 +3,9 @@
 //! Invariant: nothing is started, and no topic is made, for a topology that is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::TryRng;
@@ -13,7 +13,7 @@ use rand::TryRng;
 use crate::log::{Log, MemberOptions};
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
-use crate::state::{Checkpoints, StateDir};
+use crate::state::{Checkpoints, StateDir, StateError};
 use crate::time::WATERMARK_MAX;
 
 use super::drift::Drift;
@@ -72,6 +72,7 @@ pub struct RunReport {
     pub rejoins: u32,
 }
 
+const INSTANCE_FILE: &str = "instance";
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Fenced this often within [`FENCED_WITHIN`]: someone else runs as this instance.
@@ -127,15 +128,10 @@ impl Shared {
         self.drift.remove(partition);
     }
 
-    pub fn take_meta(&self) -> Result<Option<Vec<u8>>> {
-        Ok(super::lock(&self.meta)?.take())
-    }
-
-    pub fn return_meta(&self, meta: Option<Vec<u8>>) -> Result<()> {
-        if meta.is_some() {
-            *super::lock(&self.meta)? = meta;
-        }
-        Ok(())
+    /// The topology's record of itself, until it is committed. Whoever commits holds it meanwhile, so no other
+    /// worker's transaction comes before the one that it is in.
+    pub fn meta(&self) -> Result<MutexGuard<'_, Option<Vec<u8>>>> {
+        super::lock(&self.meta)
     }
 }
 
@@ -199,8 +195,9 @@ pub fn run(
         meta.check(plan)?;
     }
     TopicNames::sources(plan, &**log)?;
-    let state_dir = StateDir::open(&options.state_dir.join(&*plan.name))?;
-    let instance = instance(&options.state_dir.join(&*plan.name))?;
+    let state_path = options.state_dir.join(&*plan.name);
+    let state_dir = open_state(&state_path)?;
+    let instance = instance(&state_path)?;
     let names = Arc::new(TopicNames::prepare(plan, &**log, meta.as_ref())?);
     let first = match meta {
         Some(_) => None,
@@ -307,10 +304,37 @@ fn random() -> Result<u64> {
         .map_err(|error| EngineError::Sink(format!("the system's random numbers can't be read: {error}")))
 }
 
+/// Opens the state directory. One that is damaged (a disk that was full can do that) is set aside: what lies there
+/// only shortens the fold, and copies and the log have the rest.
+fn open_state(path: &Path) -> Result<StateDir> {
+    let damage = match StateDir::open(path) {
+        Err(error @ StateError::Corrupt { .. }) => error,
+        opened => return Ok(opened?),
+    };
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    let aside = PathBuf::from(aside);
+    let failed = |error: std::io::Error| {
+        EngineError::Sink(format!("{damage}; it could not be moved to {}: {error}", aside.display()))
+    };
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside).map_err(failed)?;
+    }
+    std::fs::rename(path, &aside).map_err(failed)?;
+    std::fs::create_dir_all(path).map_err(failed)?;
+    // The same instance goes on: its predecessor's transaction and membership are waited for otherwise.
+    if let Ok(id) = std::fs::read(aside.join(INSTANCE_FILE)) {
+        std::fs::write(path.join(INSTANCE_FILE), id).map_err(failed)?;
+    }
+    let (place, aside) = (path.display(), aside.display());
+    tracing::warn!("the state in {place} is damaged; it was moved to {aside}, and a copy or the log is used");
+    Ok(StateDir::open(path)?)
+}
+
 /// The instance id, kept in the state directory: stable over restarts, so that a restart fences its
 /// predecessor at once.
-fn instance(state_dir: &std::path::Path) -> Result<String> {
-    let path = state_dir.join("instance");
+fn instance(state_dir: &Path) -> Result<String> {
+    let path = state_dir.join(INSTANCE_FILE);
     let failed = |error: std::io::Error| EngineError::Sink(format!("{}: {error}", path.display()));
     match std::fs::read_to_string(&path) {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_string()),

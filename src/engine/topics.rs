@@ -130,6 +130,17 @@ impl TopicNames {
             })?;
             names.partitions.insert(topic.as_str().into(), count);
         }
+        for topic in [&names.dead, &names.late] {
+            let config = log.topic_config(topic)?;
+            let takes = config.get("max.message.bytes").and_then(|bytes| bytes.parse::<i64>().ok());
+            if let Some(takes) = takes.filter(|takes| *takes < message_bytes + HEADER_BYTES) {
+                tracing::warn!(
+                    "topic '{topic}' takes records of {takes} bytes, but its sources take {message_bytes}: raise its \
+                     max.message.bytes to {}, or a large record will stop the topology",
+                    message_bytes + HEADER_BYTES
+                );
+            }
+        }
         for (exchange, expected) in wanted {
             let found = names.count(&exchange);
             if found != expected && names.exchanges.iter().flatten().any(|name| *name == exchange) {

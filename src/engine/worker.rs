@@ -90,13 +90,15 @@ impl<'a> Worker<'a> {
                 if self.epoch.take().is_some() {
                     let _ = self.member.abort();
                 }
-                self.finish_checkpoints(true)?;
+                let finished = self.finish_checkpoints(true);
                 for partition in self.slots.keys() {
                     self.shared.forget(partition);
                 }
                 self.slots.clear();
                 if ended.is_err() {
                     let _ = self.member.leave();
+                } else {
+                    finished?;
                 }
             }
         }
@@ -206,7 +208,11 @@ impl<'a> Worker<'a> {
                 // Partitions that are kept go on under the new fence.
                 self.fence = Some(fence);
                 for partition in partitions {
-                    self.adopt(partition)?;
+                    match self.adopt(partition) {
+                        // A fold may take minutes; what was asked for meanwhile is to stop.
+                        Err(EngineError::Cancelled) => break,
+                        adopted => adopted?,
+                    }
                 }
                 Ok(None)
             }
@@ -238,6 +244,7 @@ impl<'a> Worker<'a> {
             state_dir: &shared.state_dir,
             checkpoints: shared.checkpoints.as_deref(),
             state_budget: shared.task_budget(),
+            must_stop: &|| shared.must_stop(),
         };
         let task = recovery.task(&partition)?;
         let mut slot = Slot::new(shared, &partition, task)?;
@@ -297,6 +304,7 @@ impl<'a> Worker<'a> {
                 self.roll_back()?;
                 Ok(None)
             }
+            Err(Failure::Commit(CommitError::Refused(error))) => Err(error.into()),
             Err(Failure::Commit(error @ (CommitError::Fenced(_) | CommitError::Unknown(_)))) => {
                 Ok(Some(Ended::Rejoin(error.to_string())))
             }
@@ -325,8 +333,8 @@ impl<'a> Worker<'a> {
             let any = self.slots.iter().next();
             offsets.extend(any.map(|(partition, slot)| (partition.clone(), slot.position())));
         }
-        let meta = self.shared.take_meta()?;
-        if let Some(meta) = &meta {
+        let mut meta = Some(self.shared.meta()?).filter(|meta| meta.is_some());
+        if let Some(meta) = meta.as_ref().and_then(|meta| meta.as_ref()) {
             let record = Outgoing { key: Some(META_KEY), value: Some(meta), ..Outgoing::default() };
             let partition = TopicPartition::new(Arc::clone(&self.shared.names.meta), 0);
             self.member.produce(&partition, &[record]).map_err(EngineError::from)?;
@@ -336,10 +344,11 @@ impl<'a> Worker<'a> {
             // Everything was given up since the epoch began.
             _ => Err(CommitError::Aborted("no partition is left to commit".into())),
         };
-        if committed.is_err() {
-            self.shared.return_meta(meta)?;
-        }
         committed.map_err(Failure::Commit)?;
+        if let Some(meta) = &mut meta {
+            **meta = None;
+        }
+        drop(meta);
         self.epoch = None;
         self.last_commit = Instant::now();
         self.shared.progress.committed(began.elapsed().as_secs_f64());

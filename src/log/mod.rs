@@ -179,6 +179,10 @@ pub enum CommitError {
     /// has moved on past the last fence handed out: poll, and go on under the new one.
     #[error("the transaction was aborted: {0}")]
     Aborted(String),
+    /// The log does not take one of the records, and would not take it a second time either: abort, and tell
+    /// the user.
+    #[error(transparent)]
+    Refused(LogError),
     /// A newer member or producer has taken over (UNKNOWN_MEMBER, fenced, an older fence's generation): abort, drop
     /// everything, join anew.
     #[error("fenced by a newer member: {0}")]

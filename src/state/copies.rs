@@ -94,8 +94,12 @@ impl Checkpoints {
         store: &dyn Store,
     ) -> Result<CopyStats> {
         if self.get(task, &manifest_name(offset))?.is_some() {
-            self.manifest(task, offset, fingerprint)?;
-            return Ok(CopyStats { existed: true, ..CopyStats::default() });
+            match self.manifest(task, offset, fingerprint) {
+                Ok(_) => return Ok(CopyStats { existed: true, ..CopyStats::default() }),
+                // It is of no use to anybody, and recovery has said so: it is written anew.
+                Err(StateError::Corrupt { .. }) => self.delete(task, &manifest_name(offset))?,
+                Err(error) => return Err(error),
+            }
         }
         let parent = match previous {
             // A parent that can not be read is not built on; it is reported by whoever recovers.

@@ -178,8 +178,10 @@ fn collect_garbage() {
 fn from_sled(place: &str, error: sled::Error) -> StateError {
     match error {
         sled::Error::Io(error) => StateError::from_error(place, &error),
-        sled::Error::Corruption { .. } => {
-            StateError::Corrupt { place: place.to_string(), detail: error.to_string() }
+        // sled says so of files that it can't make sense of.
+        sled::Error::Corruption { .. } | sled::Error::Unsupported(_) | sled::Error::ReportableBug(_) => {
+            let detail = "its files do not read back as they were written".to_string();
+            StateError::Corrupt { place: place.to_string(), detail }
         }
         other => StateError::from_error(place, &other),
     }

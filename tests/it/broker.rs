@@ -39,6 +39,13 @@ fn admin(broker: &Broker) -> AdminClient<DefaultClientContext> {
     config(broker, &[]).create().unwrap()
 }
 
+/// Raises a topic's partition count.
+pub fn add_partitions(broker: &Broker, topic: &str, count: usize) {
+    let raised =
+        block_on(admin(broker).create_partitions([&NewPartitions::new(topic, count)], &AdminOptions::new()));
+    assert_eq!(raised.unwrap(), [Ok(topic.to_owned())]);
+}
+
 fn create(broker: &Broker, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
     for (name, value) in settings {
@@ -547,9 +554,7 @@ fn configurations_are_described_with_defaults_and_can_be_altered() {
     let config = described(&broker, "t");
     assert_eq!(config["max.message.bytes"], ("20000000".into(), false));
     assert_eq!(config["retention.ms"].0, "604800000", "altering replaces the whole configuration");
-    let partitions =
-        block_on(admin(&broker).create_partitions([&NewPartitions::new("t", 3)], &AdminOptions::new()));
-    assert_eq!(partitions.unwrap(), [Ok("t".to_owned())]);
+    add_partitions(&broker, "t", 3);
     produce(&broker, "t", 2, ["third".to_owned()]);
     assert_eq!(values(&broker, "t", 2), ["third"]);
     let again = NewTopic::new("t", 1, TopicReplication::Fixed(1));

@@ -10,10 +10,12 @@ mod writing;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use headwater::broker::{Broker, Options};
 use headwater::log::kafka::{KafkaLog, KafkaOptions};
 use headwater::log::memory::MemoryLog;
 use headwater::log::{Event, Fence, Log, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec};
 use headwater::record::{OwnedRecord, TopicPartition};
+use tempfile::TempDir;
 
 use crate::support::{real_kafka, unique, until};
 
@@ -25,6 +27,9 @@ macro_rules! conformance {
     ($($room:ident :: $check:ident),* $(,)?) => {
         mod memory {
             $(#[test] fn $check() { super::$room::$check(&super::memory()); })*
+        }
+        mod embedded {
+            $(#[test] fn $check() { super::$room::$check(&super::Embedded::start().log); })*
         }
         mod kafka {
             $(#[test] fn $check() {
@@ -63,6 +68,29 @@ conformance! {
 
 fn memory() -> MemoryLog {
     MemoryLog::new()
+}
+
+/// An embedded broker of its own. Fields are dropped in this order: the client goes before its broker.
+struct Embedded {
+    log: KafkaLog,
+    _broker: Broker,
+    _dir: TempDir,
+}
+
+impl Embedded {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
+        let brokers = broker.address().to_string();
+        let options = KafkaOptions { brokers, properties: BTreeMap::new(), client_id: "conformance".into() };
+        Self { log: KafkaLog::connect(&options).unwrap(), _broker: broker, _dir: dir }
+    }
+}
+
+#[test]
+fn the_embedded_broker_replaces_a_member_whose_session_times_out() {
+    members::a_member_that_is_gone_is_replaced_when_its_session_times_out(&Embedded::start().log);
 }
 
 fn kafka() -> Option<KafkaLog> {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::cli::Project;
+use crate::project::Project;
 use crate::support::python_with_duckdb;
 
 /// The views that go to sinks.

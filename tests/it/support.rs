@@ -1,9 +1,16 @@
-//! What the integration tests share: a real Kafka, started once a test process, and another engine to ask.
+//! What the integration tests share: a real Kafka, started once a test process, another engine to ask, and ways to
+//! look into a log.
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use headwater::engine::{Counters, OffsetMetadata};
+use headwater::log::kafka::{KafkaLog, KafkaOptions};
+use headwater::log::{Event, Log, Outgoing};
+use headwater::record::{OwnedRecord, TopicPartition};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack/kafka");
 const PORT: &str = "19092";
@@ -77,5 +84,95 @@ pub fn within<T>(limit: Duration, what: &str, mut step: impl FnMut() -> Option<T
             return value;
         }
         assert!(Instant::now() < deadline, "waited {limit:?} for: {what}");
+    }
+}
+
+pub fn connect(brokers: &str) -> Arc<dyn Log> {
+    let options =
+        KafkaOptions { brokers: brokers.into(), properties: BTreeMap::new(), client_id: "test".into() };
+    Arc::new(KafkaLog::connect(&options).unwrap())
+}
+
+/// All committed records of a topic as it is now, by partition.
+pub fn read_topic(log: &dyn Log, topic: &str) -> BTreeMap<i32, Vec<OwnedRecord>> {
+    let count = log.partitions(topic).unwrap().unwrap_or_else(|| panic!("no topic {topic}"));
+    let mut all = BTreeMap::new();
+    for number in 0..count {
+        let partition = TopicPartition::new(topic, number);
+        let bounds = log.bounds(&partition).unwrap();
+        let mut reader = log.reader().unwrap();
+        reader.assign(&[(partition.clone(), bounds.start)]).unwrap();
+        let mut records = Vec::new();
+        until(&format!("all of {partition}"), || {
+            let mut done = bounds.start == bounds.end;
+            for event in reader.poll(Duration::from_millis(50)).unwrap() {
+                match event {
+                    Event::Run(run) => {
+                        records.extend((0..run.records.len()).map(|i| run.records.to_owned(i)))
+                    }
+                    Event::End { position, .. } => done |= position >= bounds.end,
+                    _ => panic!("a reader has no group"),
+                }
+            }
+            done.then_some(())
+        });
+        all.insert(number, records);
+    }
+    all
+}
+
+/// The last value of each key; tombstones delete.
+pub fn last_by_key(log: &dyn Log, topic: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut last = BTreeMap::new();
+    for record in read_topic(log, topic).into_values().flatten() {
+        let key = record.key.unwrap();
+        match record.value {
+            Some(value) => last.insert(key, value),
+            None => last.remove(&key),
+        };
+    }
+    last
+}
+
+/// Dead or late records as they compare: partition, key, value, headers; in any order.
+pub fn letters(log: &dyn Log, topic: &str) -> Vec<String> {
+    let mut all: Vec<String> = read_topic(log, topic)
+        .into_iter()
+        .flat_map(|(partition, records)| {
+            records.into_iter().map(move |record| {
+                format!("{partition} {:?} {:?} {:?}", record.key, record.value, record.headers)
+            })
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+/// The sum of the counters that a group has committed with its offsets of a topic; each balances.
+pub fn counters(log: &dyn Log, group: &str, topic: &str) -> Counters {
+    // The broker may be coming back just now.
+    let count = until("the topic", || log.partitions(topic).ok().flatten());
+    let partitions: Vec<_> = (0..count).map(|number| TopicPartition::new(topic, number)).collect();
+    let positions = until("the committed offsets", || log.committed(group, &partitions).ok());
+    let mut sum = Counters::default();
+    for (partition, position) in partitions.iter().zip(positions) {
+        let Some(position) = position else { continue };
+        let counters = OffsetMetadata::parse(&position.metadata, partition).unwrap().counters.unwrap();
+        assert!(counters.balanced(), "{partition}: {counters:?}");
+        sum.add(&counters);
+    }
+    sum
+}
+
+/// Fails where a transaction is left open in a partition of the topic: what comes behind it stays unread.
+pub fn assert_no_open_transaction(log: &dyn Log, topic: &str) {
+    let mut producer = log.producer().unwrap();
+    for number in 0..log.partitions(topic).unwrap().unwrap() {
+        let partition = TopicPartition::new(topic, number);
+        let before = log.bounds(&partition).unwrap().end;
+        producer.produce(&partition, &[Outgoing { value: Some(b"probe"), ..Outgoing::default() }]).unwrap();
+        producer.flush(Duration::from_secs(10)).unwrap();
+        let after = log.bounds(&partition).unwrap().end;
+        assert!(after == before + 1, "{partition}: the last stable offset is {before}, then {after}");
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
@@ -16,6 +16,24 @@ use sys::rd_kafka_resp_err_t as Code;
 use super::rebalance::Rebalances;
 use crate::log::{LogError, Result};
 use crate::record::TopicPartition;
+
+/// How long brokers may be gone before a wait for them fails.
+pub(super) const OUTAGE_MAX: Duration = Duration::from_secs(60);
+/// A process has many clients, and they all find out at once.
+const WARN_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Says that it is being waited.
+pub(super) fn warn_of_outage(brokers: &str) {
+    static WARNED: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut warned = lock(&WARNED);
+    if warned.is_none_or(|at| at.elapsed() > WARN_AGAIN_AFTER) {
+        *warned = Some(Instant::now());
+        tracing::warn!(
+            "{brokers} does not answer; waiting for up to {} s until it does",
+            OUTAGE_MAX.as_secs()
+        );
+    }
+}
 
 /// What a client is for: librdkafka has producers and consumers, nothing else.
 #[derive(Clone, Copy, PartialEq, Eq)]

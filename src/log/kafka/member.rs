@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
 
-use super::client::{Client, Failure, PartitionList, is_fenced, millis};
+use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, is_fenced, millis, warn_of_outage};
 use super::leave::leave_group;
 use super::producer::Sender;
 use super::reader::Consumer;
@@ -18,7 +18,9 @@ use crate::log::{CommitError, Event, Fence, LogError, Member, MemberOptions, Out
 use crate::record::TopicPartition;
 
 /// The first `init_transactions` of a cluster creates a topic, and one after a crash waits for the abort.
-const INIT_TIMEOUT: Duration = Duration::from_secs(60);
+const INIT_TIMEOUT: Duration = OUTAGE_MAX;
+/// A call that has not come back after this long is worth a word.
+const SLICE: Duration = Duration::from_secs(4);
 
 pub(super) struct KafkaMember {
     consumer: Consumer,
@@ -37,7 +39,7 @@ impl KafkaMember {
         let sender = Sender::new(producer)?;
         let client = sender.client.clone();
         let what = format!("start transactions as '{}'", options.instance);
-        retry(INIT_TIMEOUT, |rest| {
+        retry(&client.brokers, INIT_TIMEOUT, |rest| {
             // SAFETY: a live transactional producer.
             unsafe { sys::rd_kafka_init_transactions(client.raw(), millis(rest)) }
         })
@@ -64,6 +66,16 @@ impl KafkaMember {
 
     fn raw_producer(&self) -> *mut sys::rd_kafka_t {
         self.sender.client.raw()
+    }
+
+    /// The record that was not delivered, if doing it again would end the same.
+    fn refusal(&self) -> Option<CommitError> {
+        match self.sender.failure()?.error(&self.sender.client) {
+            error @ (LogError::TooLarge { .. } | LogError::NoTopic { .. } | LogError::Denied(_)) => {
+                Some(CommitError::Refused(error))
+            }
+            _ => None,
+        }
     }
 
     /// What a failure of the commit means; `sent`: the decision may have reached the coordinator.
@@ -95,17 +107,22 @@ impl Drop for KafkaMember {
     }
 }
 
-/// Repeats a call that may be repeated until it succeeds or the time is over. The call is told the rest.
+/// Repeats a call that may be repeated, and resumes one that takes long, until it succeeds or the time is over.
+/// The call is told for how long it may wait.
 fn retry(
+    brokers: &str,
     timeout: Duration,
     mut call: impl FnMut(Duration) -> *mut sys::rd_kafka_error_t,
 ) -> std::result::Result<(), Failure> {
     let deadline = Instant::now() + timeout;
     loop {
         let rest = deadline.saturating_duration_since(Instant::now());
-        match Failure::take(call(rest.max(Duration::from_millis(1)))) {
+        match Failure::take(call(rest.clamp(Duration::from_millis(1), SLICE))) {
             None => return Ok(()),
             Some(failure) if failure.retriable && !failure.requires_abort && Instant::now() < deadline => {
+                if failure.code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT {
+                    warn_of_outage(brokers);
+                }
                 // An answer that comes at once is not asked for again at once.
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -161,7 +178,8 @@ impl Member for KafkaMember {
             return Err(CommitError::Aborted("its fence is of another log".into()));
         };
         if let Some(undelivered) = self.sender.failure() {
-            return Err(CommitError::Aborted(undelivered.error(&self.sender.client).to_string()));
+            let aborted = || CommitError::Aborted(undelivered.error(&self.sender.client).to_string());
+            return Err(self.refusal().unwrap_or_else(aborted));
         }
         let mut list = PartitionList::new();
         for (partition, position) in offsets {
@@ -169,19 +187,23 @@ impl Member for KafkaMember {
                 .map_err(|error| CommitError::Aborted(error.to_string()))?;
         }
         let producer = self.raw_producer();
-        let timeout = self.options.transaction_timeout;
-        retry(timeout, |rest| {
+        let (brokers, timeout) = (&self.sender.client.brokers, self.options.transaction_timeout);
+        retry(brokers, timeout, |rest| {
             // SAFETY: producer, list and metadata are live for the call.
             unsafe {
                 sys::rd_kafka_send_offsets_to_transaction(producer, list.raw(), metadata.raw(), millis(rest))
             }
         })
         .map_err(|failure| self.commit_error(&failure, fence, false))?;
-        retry(timeout, |rest| {
+        retry(brokers, timeout, |rest| {
             // SAFETY: a live producer.
             unsafe { sys::rd_kafka_commit_transaction(producer, millis(rest)) }
         })
-        .map_err(|failure| self.commit_error(&failure, fence, true))?;
+        .map_err(|failure| match self.commit_error(&failure, fence, true) {
+            // The flush inside the commit may be what found it out.
+            CommitError::Aborted(text) => self.refusal().unwrap_or(CommitError::Aborted(text)),
+            other => other,
+        })?;
         self.open = false;
         Ok(())
     }
@@ -192,7 +214,8 @@ impl Member for KafkaMember {
             return Ok(());
         }
         let producer = self.raw_producer();
-        retry(self.options.transaction_timeout, |rest| {
+        // Until it is aborted there is nothing else to do, so brokers that are away are waited for.
+        retry(&self.sender.client.brokers, OUTAGE_MAX, |rest| {
             // SAFETY: a live producer.
             unsafe { sys::rd_kafka_abort_transaction(producer, millis(rest)) }
         })

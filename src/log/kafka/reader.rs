@@ -13,7 +13,7 @@ use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 
 use super::admin::Admin;
-use super::client::{Client, Failure, PartitionList, code_text, millis};
+use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, code_text, millis, warn_of_outage};
 use super::messages::{Message, Messages};
 use crate::log::{Event, LogError, Reader, Result};
 use crate::record::{Run, TopicPartition};
@@ -22,6 +22,8 @@ use crate::record::{Run, TopicPartition};
 const BATCH: usize = 4096;
 /// How long librdkafka may take to move a partition's fetcher.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
+
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A consumer's queue, owned; destroyed before the client.
 struct Queue {
@@ -48,6 +50,8 @@ pub(super) struct Consumer {
     positions: HashMap<TopicPartition, i64>,
     paused: HashSet<TopicPartition>,
     errors: VecDeque<LogError>,
+    /// When no broker could be reached any more; nothing has come since.
+    down_since: Option<Instant>,
 }
 
 impl Consumer {
@@ -65,6 +69,7 @@ impl Consumer {
             positions: HashMap::new(),
             paused: HashSet::new(),
             errors: VecDeque::new(),
+            down_since: None,
         })
     }
 
@@ -85,6 +90,13 @@ impl Consumer {
             }
         }
         let events = self.events(batch);
+        if !events.is_empty() {
+            self.down_since = None;
+        } else if self.down_since.is_some_and(|since| since.elapsed() > OUTAGE_MAX) {
+            // librdkafka does not say when a broker is back.
+            Admin { client: self.client.clone() }.reach(PROBE_TIMEOUT)?;
+            self.down_since = None;
+        }
         match self.errors.pop_front() {
             Some(error) if events.is_empty() => Err(error),
             Some(error) => {
@@ -143,13 +155,17 @@ impl Consumer {
     }
 
     /// The error of a message, if it is one that a reader must know.
-    fn message_error(&self, message: &Message) -> Option<LogError> {
+    fn message_error(&mut self, message: &Message) -> Option<LogError> {
         let code = message.code();
         let text = message.error_text();
         let topic = message.topic();
         match code {
+            Code::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN => {
+                self.down_since.get_or_insert_with(Instant::now);
+                warn_of_outage(&self.client.brokers);
+                None
+            }
             Code::RD_KAFKA_RESP_ERR__TRANSPORT
-            | Code::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
             | Code::RD_KAFKA_RESP_ERR__RESOLVE
             | Code::RD_KAFKA_RESP_ERR__TIMED_OUT
             // Followed by the loss of the partitions.

@@ -136,7 +136,7 @@ pub fn a_record_too_large_aborts_and_the_next_commits(log: &dyn Log) {
     let told = match worker.member.produce(&small, &[record]) {
         Err(error) => error.to_string(),
         Ok(()) => match worker.member.commit(&fence, &[(input.clone(), at(0, ""))]).unwrap_err() {
-            CommitError::Aborted(text) => text,
+            error @ (CommitError::Refused(_) | CommitError::Aborted(_)) => error.to_string(),
             other => panic!("{other}"),
         },
     };
