@@ -261,10 +261,7 @@ fn explain(error: &DataFusionError, catalog: &Catalog) -> SqlProblem {
             SchemaError::DuplicateUnqualifiedField { name }
             | SchemaError::DuplicateQualifiedField { name, .. } => {
                 problem.message = format!("two columns are called '{name}'");
-                problem.help = Some(
-                    "give them different names with `as`; in GROUP BY a cast does not change the name: cast in a view of its own"
-                        .to_string(),
-                );
+                problem.help = Some("give them different names with `as`".to_string());
                 return problem;
             }
         }

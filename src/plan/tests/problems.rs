@@ -136,12 +136,6 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
             ),
         ),
         (
-            "grouped by a column and its cast",
-            view(
-                "    select window_start, count(*) as n from tumble(departures, sched_dep, interval '1 hour') group by window_start, flight, cast(flight as varchar)\n",
-            ),
-        ),
-        (
             "window over text",
             view(
                 "    select window_start, count(*) as n from tumble(departures, origin, interval '1 hour') group by window_start\n",
