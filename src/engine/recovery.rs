@@ -10,6 +10,7 @@ use crate::log::{Event, Log, Position};
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
 use crate::state::{Checkpoints, RecoveredFrom, StateDir, TaskState, recover};
+use crate::time::WATERMARK_MAX;
 
 use super::ingest::IngestTask;
 use super::keyed::KeyedTask;
@@ -40,6 +41,8 @@ pub struct Recovery<'a> {
     pub must_stop: &'a dyn Fn() -> bool,
     /// The topology had committed something before this process came.
     pub has_run: bool,
+    /// This run is itself one that ends the topology for good, perhaps one that was killed before it was done.
+    pub closing: bool,
 }
 
 impl Recovery<'_> {
@@ -144,6 +147,10 @@ impl Recovery<'_> {
                 end: bounds.end,
                 why: "the exchange does not hold it",
             });
+        }
+        // Asked here, once the producer has ended what its predecessor left open: before that, the answer waits.
+        if !self.closing && metadata.is_some_and(|metadata| metadata.watermark() == WATERMARK_MAX) {
+            return Err(EngineError::Closed(self.plan.name.to_string()));
         }
         let name = task_name(partition);
         let store = self.state_dir.task(&name)?;

@@ -14,11 +14,10 @@ use crate::log::{Log, MemberOptions};
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
 use crate::state::{Checkpoints, StateDir, StateError};
-use crate::time::WATERMARK_MAX;
 
 use super::drift::Drift;
 use super::meta::MetaRecord;
-use super::offsets::{Counters, OffsetMetadata};
+use super::offsets::Counters;
 use super::progress::Progress;
 use super::topics::TopicNames;
 use super::worker::{Ended, Worker};
@@ -209,9 +208,6 @@ pub fn run(
         Some(url) => Some(Arc::new(Checkpoints::open(url, &plan.name)?)),
         None => None,
     };
-    if !(options.until_end && options.close) {
-        refuse_closed(plan, &names, &**log)?;
-    }
     let keyed_partitions = names.exchanges.iter().flatten().map(|topic| names.count(topic) as usize).sum();
     let shared = Shared {
         until_end: match options.until_end {
@@ -261,23 +257,6 @@ pub fn run(
         rejoins += outcome?;
     }
     Ok(RunReport { counters: progress.counters(), commits: progress.commits().0, rejoins })
-}
-
-/// An end of input is final: a topology that had one closes each further window at once, so it may not go on.
-fn refuse_closed(plan: &Plan, names: &TopicNames, log: &dyn Log) -> Result<()> {
-    for exchange in names.exchanges.iter().flatten() {
-        let partitions: Vec<_> = (0..names.count(exchange))
-            .map(|partition| TopicPartition::new(Arc::clone(exchange), partition))
-            .collect();
-        let committed = log.committed(&names.group, &partitions)?;
-        for (partition, position) in partitions.iter().zip(committed) {
-            let Some(position) = position else { continue };
-            if OffsetMetadata::parse(&position.metadata, partition)?.watermark() == WATERMARK_MAX {
-                return Err(EngineError::Closed(plan.name.to_string()));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// One worker's life over its members; yields how often it joined anew.

@@ -28,13 +28,15 @@ use super::{EngineError, Outputs, Result};
 
 /// A worker that has nothing to do looks up this often.
 const POLL_MAX: Duration = Duration::from_millis(100);
-/// How long another worker may take to notice that it has lost a partition.
-const HANDOVER_MAX: Duration = Duration::from_secs(60);
 /// How long all must be quiet before a position past transaction markers is worth an epoch of its own.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// How long a worker waits for another one in this process to let go of a partition that it has lost.
 const HAND_OVER_MAX: Duration = Duration::from_secs(30);
+
+/// Aborts in a row that are nothing special: rebalances. From here on each is said, and followed by a pause.
+const ABORTS_NOTED: u32 = 4;
+const ABORT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Why a worker's member can't go on.
 pub enum Ended {
@@ -65,6 +67,8 @@ pub struct Worker<'a> {
     /// What was polled and is not yet handled.
     events: VecDeque<Event>,
     last_commit: Instant,
+    /// Epochs that were aborted since the last commit.
+    aborts: u32,
     done_since: Option<Instant>,
     outputs: Outputs,
 }
@@ -81,6 +85,7 @@ impl<'a> Worker<'a> {
             epoch: None,
             events: VecDeque::new(),
             last_commit: Instant::now(),
+            aborts: 0,
             done_since: None,
             outputs: Outputs::default(),
         })
@@ -158,7 +163,15 @@ impl<'a> Worker<'a> {
                 return Ok(Some(ended));
             }
         }
-        self.adopt_waiting()?;
+        if !self.waiting.is_empty() {
+            // As for an assignment: recovering may take longer than an open transaction lives.
+            if self.epoch.is_some()
+                && let Some(ended) = self.commit()?
+            {
+                return Ok(Some(ended));
+            }
+            self.adopt_waiting()?;
+        }
         self.watch_idle()?;
         self.watch_drift()?;
         self.watch_until_end()?;
@@ -252,7 +265,7 @@ impl<'a> Worker<'a> {
             Event::Lost(partitions) => {
                 // First, so that rolling back does not start to read again what is another's by now.
                 self.give_up(&partitions)?;
-                if self.epoch.is_some() { self.roll_back() } else { Ok(None) }
+                if self.epoch.is_some() { self.roll_back("partitions were lost") } else { Ok(None) }
             }
         }
     }
@@ -268,6 +281,7 @@ impl<'a> Worker<'a> {
             state_budget: shared.task_budget(),
             must_stop: &|| shared.must_stop(),
             has_run: shared.has_run,
+            closing: shared.settings.until_end && shared.settings.close,
         };
         let since = *self.waiting.get(&partition).unwrap_or(&Instant::now());
         let task = match recovery.task(&partition) {
@@ -345,10 +359,7 @@ impl<'a> Worker<'a> {
         match self.try_commit() {
             Ok(()) => Ok(None),
             Err(Failure::Engine(error)) => Err(error),
-            Err(Failure::Commit(CommitError::Aborted(why))) => {
-                tracing::info!("the epoch was aborted and is done again: {why}");
-                self.roll_back()
-            }
+            Err(Failure::Commit(CommitError::Aborted(why))) => self.roll_back(&why),
             Err(Failure::Commit(CommitError::Refused(error))) => Err(error.into()),
             Err(Failure::Commit(CommitError::Fenced(why))) => Ok(Some(Ended::Fenced(why))),
             Err(Failure::Commit(error @ CommitError::Unknown(_))) => {
@@ -400,6 +411,7 @@ impl<'a> Worker<'a> {
             self.shared.progress.warn(&epoch.warned);
         }
         self.last_commit = Instant::now();
+        self.aborts = 0;
         self.shared.progress.committed(began.elapsed().as_secs_f64());
         for (partition, slot) in &mut self.slots {
             slot.commit()?;
@@ -419,10 +431,7 @@ impl<'a> Worker<'a> {
     /// What to do when the log fails under an epoch.
     fn failed(&mut self, error: LogError) -> Result<Option<Ended>> {
         match error {
-            LogError::Abort(why) => {
-                tracing::info!("the epoch was aborted and is done again: {why}");
-                self.roll_back()
-            }
+            LogError::Abort(why) => self.roll_back(&why),
             LogError::Fenced(why) => Ok(Some(Ended::Fenced(why))),
             error => Err(error.into()),
         }
@@ -430,7 +439,14 @@ impl<'a> Worker<'a> {
 
     /// Drops the epoch: tasks and state go back to the last commit and read on from there (rule R7). `Some`: the
     /// producer can't even abort.
-    fn roll_back(&mut self) -> Result<Option<Ended>> {
+    fn roll_back(&mut self, why: &str) -> Result<Option<Ended>> {
+        self.aborts += 1;
+        if self.aborts < ABORTS_NOTED {
+            tracing::info!("the epoch was aborted and is done again: {why}");
+        } else {
+            tracing::warn!("the epoch was aborted {} times in a row and is done again: {why}", self.aborts);
+            std::thread::sleep(ABORT_PAUSE * (self.aborts - ABORTS_NOTED + 1).min(10));
+        }
         self.shared.progress.aborted();
         self.outputs.clear();
         self.epoch = None;

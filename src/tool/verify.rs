@@ -144,7 +144,11 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
         grouped(report.records)
     ))?;
     for view in &report.views {
-        let verdict = if view.differing == 0 { "EQUAL" } else { "DIFFERENT" };
+        let verdict = match (view.equal, view.differing, view.pending + view.not_compared) {
+            (0, 0, 1..) => "NOTHING COMPARED YET",
+            (_, 0, _) => "EQUAL",
+            _ => "DIFFERENT",
+        };
         out.line(&format!(
             "{verdict}  {}: {} rows equal, {} differ, {} pending (their windows are open), {} not compared",
             view.topic,
