@@ -133,6 +133,12 @@ pub enum EngineError {
     )]
     OffsetGone { partition: TopicPartition, committed: i64, start: i64, end: i64, why: &'static str },
     #[error(
+        "group '{group}' has no committed offsets, but the topology has run before: they were deleted, or have expired \
+         (Kafka forgets a group without members after offsets.retention.minutes). Everything would be counted \
+         twice; decide where to go on with: headwater reset --to earliest|latest, or run it under a new name"
+    )]
+    GroupGone { group: String },
+    #[error(
         "topology '{topology}' has changed in what its state holds; it runs with another fingerprint:\n{changes}\nLook \
          at it with: headwater check; run it under a new name, or replay it beside the old one"
     )]

@@ -194,6 +194,9 @@ pub fn run(
     let instance = instance(&state_path)?;
     let names = Arc::new(TopicNames::prepare(plan, &**log, meta.as_ref())?);
     let first = match meta {
+        Some(_) if !has_committed(plan, &names, &**log)? => {
+            return Err(EngineError::GroupGone { group: names.group.clone() });
+        }
         Some(_) => None,
         None => Some(MetaRecord::new(plan, &names, &**log)?.to_bytes()?),
     };
@@ -249,6 +252,17 @@ pub fn run(
         rejoins += outcome?;
     }
     Ok(RunReport { counters: progress.counters(), commits: progress.commits().0, rejoins })
+}
+
+/// Whether the group has any offset: the first transaction, which wrote the meta record, committed one.
+fn has_committed(plan: &Plan, names: &TopicNames, log: &dyn Log) -> Result<bool> {
+    let mut partitions = Vec::new();
+    for stage in 0..plan.stages.len() {
+        let topic = names.input_topic(plan, stage);
+        let each = 0..names.count(&topic);
+        partitions.extend(each.map(|partition| TopicPartition::new(Arc::clone(&topic), partition)));
+    }
+    Ok(log.committed(&names.group, &partitions)?.iter().any(Option::is_some))
 }
 
 /// One worker's life over its members; yields how often it joined anew.
