@@ -148,8 +148,8 @@ pub enum EngineError {
     Closed(String),
     #[error(
         "group '{group}' has no offsets any more, though topology '{topology}' has committed some: Kafka drops those of \
-         a group that was empty for offsets.retention.minutes. Where to go on is not known; run the topology under \
-         a new name, which reads its sources from their start"
+         a group that was empty for offsets.retention.minutes. Where to go on is not known, and everything would be \
+         counted twice: let it begin anew with: headwater reset FILE --to earliest, or run it under a new name"
     )]
     OffsetsExpired { topology: String, group: String },
     #[error("another process runs as the same instance of this topology on this state directory ({0})")]

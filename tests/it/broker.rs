@@ -46,6 +46,12 @@ pub fn add_partitions(broker: &Broker, topic: &str, count: usize) {
     assert_eq!(raised.unwrap(), [Ok(topic.to_owned())]);
 }
 
+/// Makes the cluster forget a group, as it does by itself when the group has had no member for long.
+pub fn delete_group(broker: &Broker, group: &str) {
+    let deleted = block_on(admin(broker).delete_groups(&[group], &AdminOptions::new()));
+    assert_eq!(deleted.unwrap(), [Ok(group.to_owned())]);
+}
+
 fn create(broker: &Broker, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
     for (name, value) in settings {

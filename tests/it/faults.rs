@@ -16,7 +16,7 @@ use headwater::tool::ToolError;
 use headwater::tool::verify::{VerifyOptions, verify};
 use tempfile::TempDir;
 
-use crate::broker::add_partitions;
+use crate::broker::{add_partitions, delete_group};
 use crate::support::{connect, counters, last_by_key, read_topic};
 
 /// Windows and single rows of `in`; `{more}` goes into the source.
@@ -360,7 +360,13 @@ fn offsets_that_are_gone_or_were_moved_are_named_and_never_skipped() {
     assert!(error.contains("offset 30, but the log holds 40..100") && error.contains("are gone"), "{error}");
     assert_eq!(stage.count("faults.rows"), 100, "nothing was done again");
 
-    // The group's offsets are gone, but its exchange was trimmed or is not empty.
     stage.log.commit_offsets("headwater.faults", &[(input.clone(), good.clone())]).unwrap();
     assert_eq!(stage.try_run(&topology(PLAIN)).unwrap().counters.read, 100);
+
+    delete_group(&stage.broker, "headwater.faults");
+    let (error, code) = stage.refused(&topology(PLAIN));
+    assert_eq!(code, 1);
+    assert!(error.starts_with("group 'headwater.faults' has no offsets any more"), "{error}");
+    assert!(error.contains("headwater reset"), "{error}");
+    assert_eq!(stage.count("faults.rows"), 100, "nothing was done again");
 }
