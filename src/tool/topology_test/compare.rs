@@ -86,7 +86,9 @@ fn matched(
 ) -> Vec<Difference> {
     let mut missing = Vec::new();
     for row in expected {
-        match got.iter().position(|other| same(&row, other)) {
+        // What names little takes what says little, and leaves the rest to be paired with what names more.
+        let matching = got.iter().enumerate().filter(|(_, other)| same(&row, other));
+        match matching.min_by_key(|(_, other)| fields(other)).map(|(at, _)| at) {
             Some(at) => drop(got.swap_remove(at)),
             None => missing.push(row),
         }
@@ -103,6 +105,10 @@ fn matched(
         got.into_iter().map(|row| Difference { what: what.to_owned(), expected: None, got: Some(row) });
     differences.extend(unexpected);
     differences
+}
+
+fn fields(row: &Value) -> usize {
+    row.as_object().map_or(0, Map::len)
 }
 
 /// Equal fields.
