@@ -152,6 +152,11 @@ pub enum EngineError {
          counted twice: let it begin anew with: headwater reset FILE --to earliest, or run it under a new name"
     )]
     OffsetsExpired { topology: String, group: String },
+    #[error(
+        "{source_partition} at offset {offset} is to be kept in a topic that does not take it: {error}; nothing of this \
+         epoch is committed, and nothing is skipped: the topology goes on there once the topic takes it"
+    )]
+    LetterTooLarge { source_partition: TopicPartition, offset: i64, error: LogError },
     #[error("another process runs as the same instance of this topology on this state directory ({0})")]
     Fenced(String),
     #[error("{0}")]

@@ -202,6 +202,8 @@ pub struct Publisher {
     ports: Vec<Port>,
     sinks: BTreeMap<usize, SinkEncoder>,
     staged: Staged,
+    /// The largest dead or late record since the last commit: where it came from, and the bytes of its value.
+    largest_letter: Option<(Origin, i64, usize)>,
 }
 
 impl Publisher {
@@ -240,7 +242,7 @@ impl Publisher {
                 sinks.insert(index, encoder);
             }
         }
-        Ok(Self { names: Arc::clone(names), ports, sinks, staged: Staged::default() })
+        Ok(Self { names: Arc::clone(names), ports, sinks, staged: Staged::default(), largest_letter: None })
     }
 
     /// Produces everything in `outputs` and empties it.
@@ -276,6 +278,12 @@ impl Publisher {
     /// Drops what was staged for an epoch that is aborted.
     pub fn forget(&mut self) {
         self.staged = Staged::default();
+        self.largest_letter = None;
+    }
+
+    /// What was published is committed.
+    pub fn committed(&mut self) {
+        self.largest_letter = None;
     }
 
     /// Tells every exchange that this origin has come to the end that the run set itself (rule R10).
@@ -290,21 +298,36 @@ impl Publisher {
         self.staged.produce(member)
     }
 
-    fn publish_dead(&self, dead: &[DeadRecord], member: &mut dyn Member) -> Result<()> {
+    /// The record whose dead or late letter has a value of `bytes`: what to name when a topic refuses it.
+    pub fn letter_of(&self, bytes: usize) -> Option<(&Origin, i64)> {
+        let (source, offset, _) = self.largest_letter.as_ref().filter(|(_, _, size)| *size == bytes)?;
+        Some((source, *offset))
+    }
+
+    fn note_letter(&mut self, source: &Origin, offset: i64, value: &Option<Vec<u8>>) {
+        let bytes = value.as_ref().map_or(0, Vec::len);
+        if self.largest_letter.as_ref().is_none_or(|(_, _, largest)| bytes > *largest) {
+            self.largest_letter = Some((source.clone(), offset, bytes));
+        }
+    }
+
+    fn publish_dead(&mut self, dead: &[DeadRecord], member: &mut dyn Member) -> Result<()> {
         for letter in dead {
             let to = self.beside(&self.names.dead, letter.source.partition);
             let mut headers = letter.record.headers.clone();
             headers.extend(dead_headers(letter));
+            self.note_letter(&letter.source, letter.record.offset, &letter.record.value);
             member.produce(&to, &[outgoing(letter.record.key.as_deref(), &letter.record.value, &headers)])?;
         }
         Ok(())
     }
 
-    fn publish_late(&self, late: &[LateRecord], member: &mut dyn Member) -> Result<()> {
+    fn publish_late(&mut self, late: &[LateRecord], member: &mut dyn Member) -> Result<()> {
         for record in late {
             let to = self.beside(&self.names.late, record.source.partition);
             let mut headers = record.record.headers.clone();
             headers.extend(late_headers(record));
+            self.note_letter(&record.source, record.record.offset, &record.record.value);
             member.produce(&to, &[outgoing(record.record.key.as_deref(), &record.record.value, &headers)])?;
         }
         Ok(())

@@ -104,6 +104,7 @@ impl Slot {
     }
 
     pub fn commit(&mut self) -> Result<()> {
+        self.publisher.committed();
         match &mut self.task {
             Task::Ingest(task) => {
                 task.commit();

@@ -360,7 +360,7 @@ impl<'a> Worker<'a> {
             Ok(()) => Ok(None),
             Err(Failure::Engine(error)) => Err(error),
             Err(Failure::Commit(CommitError::Aborted(why))) => self.roll_back(&why),
-            Err(Failure::Commit(CommitError::Refused(error))) => Err(error.into()),
+            Err(Failure::Commit(CommitError::Refused(error))) => Err(self.named(error)),
             Err(Failure::Commit(CommitError::Fenced(why))) => Ok(Some(Ended::Fenced(why))),
             Err(Failure::Commit(error @ CommitError::Unknown(_))) => {
                 Ok(Some(Ended::Rejoin(error.to_string())))
@@ -433,8 +433,20 @@ impl<'a> Worker<'a> {
         match error {
             LogError::Abort(why) => self.roll_back(&why),
             LogError::Fenced(why) => Ok(Some(Ended::Fenced(why))),
-            error => Err(error.into()),
+            error => Err(self.named(error)),
         }
+    }
+
+    /// Names the source record of a dead or late letter that its topic refused.
+    fn named(&self, error: LogError) -> EngineError {
+        if let LogError::TooLarge { to, bytes, .. } = &error
+            && [&self.shared.names.dead, &self.shared.names.late].contains(&&to.topic)
+            && let Some((source, offset)) =
+                self.slots.values().find_map(|slot| slot.publisher.letter_of(*bytes))
+        {
+            return EngineError::LetterTooLarge { source_partition: source.clone(), offset, error };
+        }
+        error.into()
     }
 
     /// Drops the epoch: tasks and state go back to the last commit and read on from there (rule R7). `Some`: the

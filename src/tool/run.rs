@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::engine::{self, Progress, RunOptions, RunReport};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, StageInput};
 use crate::serve::{Server, Watched};
 
 use super::cluster::{self, Cluster};
@@ -67,6 +67,10 @@ pub fn run(config: &Config, file: &Path, end: End, out: &mut Printer) -> Result<
     if !out.json() {
         let broker = if config.brokers.is_none() { "the embedded broker" } else { "Kafka" };
         out.line(&format!("topology '{}' runs on {broker} at {}", plan.name, cluster.address))?;
+        let keyed = plan.stages.iter().any(|stage| matches!(stage.input, StageInput::Exchange { .. }));
+        if keyed && config.state.url.is_none() {
+            out.line("checkpoints stay on this machine; to go on elsewhere set state.url to a folder all machines mount")?;
+        }
         out.flush()?;
     }
     let progress = Progress::default();

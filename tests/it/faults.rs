@@ -320,6 +320,7 @@ fn a_dead_letter_that_its_topic_does_not_take_stops_it_and_is_named() {
     assert_eq!(code, 1);
     let wanted = format!("faults.dead/0: a record of {} bytes is larger than the topic takes", noise.len());
     assert!(error.contains(&wanted) && error.contains("max.message.bytes"), "{error}");
+    assert!(error.starts_with("in/0 at offset 10 "), "{error}");
     assert!(error.len() < 1000, "the record itself is no part of the message");
     assert_eq!(stage.read(), 10, "nothing is skipped");
 }
