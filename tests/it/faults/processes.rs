@@ -4,7 +4,8 @@ use super::*;
 use crate::project::{Project, Running};
 use crate::support::until;
 
-const CONFIG: &str = "worker: {threads: 2, epoch: 50ms}\n";
+/// Metrics on any port: other tests run topologies at the same time.
+const CONFIG: &str = "worker: {threads: 2, epoch: 50ms}\nhttp: {listen: '127.0.0.1:0'}\n";
 
 fn project() -> Project {
     let project = Project::new();
