@@ -2,7 +2,7 @@
 //!
 //! # Numbers
 //! `begin` takes a number above every manifest and every folder, by creating `v000007/_writing`; whoever
-//! creates it owns the folder, so two replays never write into one. A replay that is killed leaves its folder
+//! creates it, and finds no manifest of that number, owns the folder, so two replays never write into one. A replay that is killed leaves its folder
 //! without a manifest: no reader sees it, no later version reuses it, and nothing here deletes it, since
 //! nobody can tell a dead writer from a slow one.
 //!
@@ -52,7 +52,7 @@ impl NewVersion {
         let highest_manifest = versions(&store, &table.path)?.pop().unwrap_or(0);
         let highest_folder = folders(&store, &table.path)?.pop().unwrap_or(0);
         let mut version = highest_manifest.max(highest_folder) + 1;
-        while !store.create(&marker(&table.path, version), started.as_bytes())? {
+        while !claim(&store, &table.path, version, &started)? {
             version += 1;
         }
         Ok(NewVersion { store, table: Arc::new(table), version, limits, tasks: Mutex::default() })
@@ -156,6 +156,20 @@ impl NewVersion {
     }
 }
 
+/// Takes a number by its marker; false if it is taken. A marker is gone again once its version is published,
+/// so one that could be created proves nothing before the manifest, which is there first, is found missing.
+fn claim(store: &Store, table: &str, version: u64, started: &str) -> Result<bool> {
+    let marker = marker(table, version);
+    if !store.create(&marker, started.as_bytes())? {
+        return Ok(false);
+    }
+    if store.get(&manifest_path(table, version))?.is_some() {
+        store.delete(&marker)?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
 fn marker(table: &str, version: u64) -> String {
     format!("{table}/{}/{MARKER}", manifest::folder_name(version))
 }
@@ -197,4 +211,21 @@ pub(super) fn unpublished(store: &Store, table: &str) -> Result<Vec<Unpublished>
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two replays look for a number at once; one of them publishes before the other creates its marker.
+    #[test]
+    fn a_number_that_was_published_meanwhile_is_not_taken_again() {
+        let store = Store::over(Arc::new(object_store::memory::InMemory::new()), "memory");
+        assert!(claim(&store, "gold/t", 7, "then").unwrap());
+        assert!(!claim(&store, "gold/t", 7, "then").unwrap(), "its marker stands");
+        assert!(store.create(&manifest_path("gold/t", 7), b"{}").unwrap());
+        store.delete(&marker("gold/t", 7)).unwrap();
+        assert!(!claim(&store, "gold/t", 7, "then").unwrap(), "its manifest stands");
+        assert_eq!(store.get(&marker("gold/t", 7)).unwrap(), None);
+    }
 }

@@ -11,7 +11,7 @@ use rdkafka::bindings as sys;
 
 use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, is_fenced, millis, warn_of_outage};
 use super::leave::leave_group;
-use super::producer::Sender;
+use super::producer::{Sender, blames_a_record};
 use super::reader::Consumer;
 use super::rebalance::GroupMetadata;
 use crate::log::{CommitError, Event, Fence, LogError, Member, MemberOptions, Outgoing, Position, Result};
@@ -83,6 +83,9 @@ impl KafkaMember {
     /// A generation that is refused although it is the last one handed out: the group has moved on, this
     /// member with it, and the next poll says where to. That is no reason to join anew.
     fn commit_error(&self, failure: &Failure, fence: &Fence, sent: bool) -> CommitError {
+        if blames_a_record(failure.code) {
+            self.sender.await_report();
+        }
         let latest = self.fence.as_ref().is_some_and(|last| Arc::ptr_eq(&last.0, &fence.0));
         let moved_on =
             failure.code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION && latest;
@@ -91,7 +94,8 @@ impl KafkaMember {
         if is_fenced(failure.code) && (failure.fatal || !moved_on) {
             CommitError::Fenced(text)
         } else if failure.requires_abort || (!sent && !failure.fatal) {
-            CommitError::Aborted(text)
+            // What is sent in the background may be what failed it.
+            self.refusal().unwrap_or(CommitError::Aborted(text))
         } else {
             CommitError::Unknown(text)
         }
@@ -199,11 +203,7 @@ impl Member for KafkaMember {
             // SAFETY: a live producer.
             unsafe { sys::rd_kafka_commit_transaction(producer, millis(rest)) }
         })
-        .map_err(|failure| match self.commit_error(&failure, fence, true) {
-            // The flush inside the commit may be what found it out.
-            CommitError::Aborted(text) => self.refusal().unwrap_or(CommitError::Aborted(text)),
-            other => other,
-        })?;
+        .map_err(|failure| self.commit_error(&failure, fence, true))?;
         self.open = false;
         Ok(())
     }

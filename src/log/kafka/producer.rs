@@ -21,6 +21,8 @@ use crate::record::TopicPartition;
 
 /// How long a full send queue is given between attempts.
 const FULL_QUEUE_WAIT: Duration = Duration::from_millis(1);
+/// A report that is due is on its way through librdkafka's queue, not through the network.
+const REPORT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// A record that was not delivered.
 #[derive(Clone, Debug)]
@@ -31,13 +33,22 @@ pub(super) struct Undelivered {
     detail: String,
 }
 
+/// A record itself is at fault, not the way to the broker.
+pub(super) fn blames_a_record(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE
+            | RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE
+            | RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE
+    )
+}
+
 impl Undelivered {
     pub fn error(&self, client: &Client) -> LogError {
         use Code::*;
         match self.code {
-            RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE
-            | RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE
-            | RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE => {
+            code if blames_a_record(code) => {
                 LogError::TooLarge { to: self.to.clone(), bytes: self.bytes, detail: self.detail.clone() }
             }
             RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
@@ -263,6 +274,15 @@ impl Sender {
         undelivered.error(&self.client)
     }
 
+    /// Waits for the report of a record that a transaction has failed of: librdkafka fails the transaction
+    /// first and reports the record after, on another thread.
+    pub fn await_report(&self) {
+        let deadline = Instant::now() + REPORT_WAIT_MAX;
+        while self.failure().is_none() && Instant::now() < deadline {
+            std::thread::sleep(FULL_QUEUE_WAIT);
+        }
+    }
+
     /// Waits until all is acknowledged or has failed.
     pub fn flush(&self, timeout: Duration) -> Result<()> {
         // SAFETY: a live producer.
@@ -275,7 +295,7 @@ impl Sender {
 
     /// The failure, if there is one: the thread may still be about to note it.
     fn await_failure(&self, code: Code) -> Option<Undelivered> {
-        let deadline = Instant::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + REPORT_WAIT_MAX;
         // SAFETY: a live producer. Records and reports that are not yet served count.
         while code == Code::RD_KAFKA_RESP_ERR_NO_ERROR
             && unsafe { sys::rd_kafka_outq_len(self.client.raw()) } > 0
