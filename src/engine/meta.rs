@@ -4,11 +4,11 @@
 //! anything has one.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::log::{Event, Log};
+use crate::log::{Log, Span, read_spans};
 use crate::plan::Plan;
 use crate::record::TopicPartition;
 
@@ -64,32 +64,18 @@ impl MetaRecord {
         if log.partitions(&names.meta)?.is_none() {
             return Ok(None);
         }
-        let partition = TopicPartition::new(names.meta, 0);
-        let bounds = log.bounds(&partition)?;
-        if bounds.start >= bounds.end {
-            return Ok(None);
-        }
+        let span = Span::of(log, TopicPartition::new(names.meta, 0))?;
         let mut newest = None;
-        let mut reader = log.reader()?;
-        reader.assign(&[(partition.clone(), bounds.start)])?;
-        loop {
-            for event in reader.poll(Duration::from_millis(100))? {
-                match event {
-                    Event::Run(run) => {
-                        for index in 0..run.records.len() {
-                            let record = run.records.get(index);
-                            if record.key == Some(META_KEY) && record.value.is_some() {
-                                newest = record.value.map(<[u8]>::to_vec);
-                            }
-                        }
-                    }
-                    Event::End { position, .. } if position >= bounds.end => {
-                        return newest.map(|bytes| Self::parse(&bytes, &partition)).transpose();
-                    }
-                    _ => {}
+        read_spans(log, std::slice::from_ref(&span), &|| false, &mut |run| {
+            for index in 0..run.records.len() {
+                let record = run.records.get(index);
+                if record.key == Some(META_KEY) && record.value.is_some() {
+                    newest = record.value.map(<[u8]>::to_vec);
                 }
             }
-        }
+            Ok::<_, EngineError>(ControlFlow::Continue(()))
+        })?;
+        newest.map(|bytes| Self::parse(&bytes, &span.partition)).transpose()
     }
 
     fn parse(bytes: &[u8], partition: &TopicPartition) -> Result<Self> {

@@ -19,6 +19,7 @@
 
 pub mod kafka;
 pub mod memory;
+mod span;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::record::{Header, Run, TopicPartition};
+
+pub use span::{Span, read_spans};
 
 pub type Result<T, E = LogError> = std::result::Result<T, E>;
 
@@ -208,6 +211,9 @@ pub enum LogError {
         "{to}: a record of {bytes} bytes is larger than the topic takes; raise max.message.bytes: {detail}"
     )]
     TooLarge { to: TopicPartition, bytes: usize, detail: String },
+    /// A reader waited long for records that are there.
+    #[error("nothing came from {brokers} for {seconds} s while reading {waiting}")]
+    Stalled { brokers: String, seconds: u64, waiting: String },
     #[error("not authorized: {0}")]
     Denied(String),
     /// A newer producer with the same transactional id, or a newer member with the same instance id.

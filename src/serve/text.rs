@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::record::Micros;
+use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
 
 /// What stands where there is nothing to say.
 pub const NONE: &str = "-";
@@ -53,6 +54,15 @@ pub fn time(micros: Micros) -> String {
         .map_or_else(|| micros.to_string(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
 }
 
+/// A watermark as ISO 8601, or in words where it is none.
+pub fn watermark(micros: Micros) -> String {
+    match micros {
+        WATERMARK_MIN => "none yet".to_owned(),
+        WATERMARK_MAX => "the end".to_owned(),
+        micros => time(micros),
+    }
+}
+
 /// A log timestamp as ISO 8601; −1 is none.
 pub fn time_ms(millis: i64) -> String {
     match millis {
@@ -65,9 +75,22 @@ pub fn or_none<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| NONE.to_string(), text)
 }
 
+/// 27004 → `27,004`; for sentences, a table's columns stay plain.
+pub fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// `1 record`, `2 records`.
-pub fn count(number: u64, thing: &str) -> String {
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+pub fn count(of: u64, thing: &str) -> String {
+    format!("{} {thing}{}", number(of), if of == 1 { "" } else { "s" })
 }
 
 /// On one line and without what a terminal would obey: records may hold anything.
@@ -89,6 +112,15 @@ mod unit {
     }
 
     #[test]
+    fn numbers_are_grouped_by_thousands() {
+        let cases = [(0, "0"), (999, "999"), (1000, "1,000"), (27004, "27,004"), (1234567, "1,234,567")];
+        for (of, text) in cases {
+            assert_eq!(number(of), text);
+        }
+        assert_eq!((count(1, "record"), count(2000, "record")), ("1 record".into(), "2,000 records".into()));
+    }
+
+    #[test]
     fn durations_and_times_are_short() {
         assert_eq!(duration(0.0), "0s");
         assert_eq!(duration(1.2345), "1s 234ms");
@@ -97,6 +129,7 @@ mod unit {
         assert_eq!(time(1_357_016_400_000_000), "2013-01-01T05:00:00Z");
         assert_eq!(time(i64::MAX), i64::MAX.to_string());
         assert_eq!(time_ms(-1), NONE);
+        assert_eq!(watermark(WATERMARK_MIN), "none yet");
         assert_eq!(printable("a\n\u{1b}[2J\tö"), "a\\n\\u{1b}[2J\\tö");
     }
 }

@@ -8,18 +8,15 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 
 use super::ToolError;
-use crate::log::{Event, Log, LogError};
+use crate::log::{Log, LogError, Span, read_spans};
 use crate::record::{Header, OwnedRecord, TopicPartition};
 use crate::serve::text;
-
-const POLL: Duration = Duration::from_millis(100);
 
 const SOURCE_TOPIC: &str = "__connect.errors.topic";
 const SOURCE_PARTITION: &str = "__connect.errors.partition";
@@ -179,54 +176,31 @@ pub fn visit(
         if filters.partition.is_some_and(|wanted| wanted != partition) {
             continue;
         }
-        let partition = TopicPartition::new(topic.as_str(), partition);
-        let bounds = log.bounds(&partition)?;
-        let mut start = bounds.start;
-        let mut end = bounds.end;
+        let mut span = Span::of(log, TopicPartition::new(topic.as_str(), partition))?;
         if let Some(since) = filters.since_ms {
-            start = log.offset_at(&partition, since)?.unwrap_or(end).max(start);
+            span.from = log.offset_at(&span.partition, since)?.unwrap_or(span.to).max(span.from);
         }
         if let Some(offset) = filters.offset {
-            (start, end) = (start.max(offset), end.min(offset.saturating_add(1)));
+            (span.from, span.to) = (span.from.max(offset), span.to.min(offset.saturating_add(1)));
         }
-        if start < end && visit_partition(log, &partition, start, end, filters, each)?.is_break() {
-            return Ok(());
+        let mut broke = ControlFlow::Continue(());
+        read_spans(log, std::slice::from_ref(&span), &|| false, &mut |run| {
+            for index in 0..run.records.len() {
+                let letter = DeadLetter::new(run.partition.clone(), run.records.to_owned(index));
+                if filters.keeps(&letter) {
+                    broke = each(letter)?;
+                }
+                if broke.is_break() {
+                    break;
+                }
+            }
+            Ok::<_, DeadLetterError>(broke)
+        })?;
+        if broke.is_break() {
+            break;
         }
     }
     Ok(())
-}
-
-fn visit_partition(
-    log: &dyn Log,
-    partition: &TopicPartition,
-    start: i64,
-    end: i64,
-    filters: &Filters,
-    each: &mut dyn FnMut(DeadLetter) -> Result<ControlFlow<()>>,
-) -> Result<ControlFlow<()>> {
-    let mut reader = log.reader()?;
-    reader.assign(&[(partition.clone(), start)])?;
-    loop {
-        for event in reader.poll(POLL)? {
-            let position = match event {
-                Event::Run(run) => {
-                    let run = run.until(end);
-                    for index in 0..run.records.len() {
-                        let letter = DeadLetter::new(partition.clone(), run.records.to_owned(index));
-                        if filters.keeps(&letter) && each(letter)?.is_break() {
-                            return Ok(ControlFlow::Break(()));
-                        }
-                    }
-                    run.next
-                }
-                Event::End { position, .. } => position,
-                _ => continue,
-            };
-            if position >= end {
-                return Ok(ControlFlow::Continue(()));
-            }
-        }
-    }
 }
 
 /// One line each, and how many there are of each reason; or one JSON object a line.

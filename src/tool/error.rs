@@ -79,6 +79,9 @@ impl ToolError {
                  embedded one is used"
                     .to_owned(),
             ),
+            Self::Log(LogError::Stalled { .. }) | Self::Engine(EngineError::Log(LogError::Stalled { .. })) => {
+                Some("is the broker still there? The same command may be run again".to_owned())
+            }
             Self::Input { help, .. } | Self::Failed { help, .. } => help.clone(),
             Self::Log(_)
             | Self::Broker(_)

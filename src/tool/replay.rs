@@ -22,9 +22,10 @@ use crate::lake::{
 use crate::log::Log;
 use crate::plan::{LakePartition, Late, Plan};
 use crate::record::{Batch, TopicPartition};
+use crate::serve::text;
 
 use super::cluster;
-use super::watch::{counters, grouped};
+use super::watch::counters;
 use super::{Printer, Stop, ToolError};
 
 const BAR_EVERY: Duration = Duration::from_millis(100);
@@ -160,7 +161,7 @@ fn print_report(report: &LakeReport, seconds: f64, out: &mut Printer) -> Result<
                 "{} is now version {}: {} rows in {} files, digest {}",
                 manifest.table,
                 manifest.version,
-                grouped(manifest.rows),
+                text::number(manifest.rows),
                 manifest.files.len(),
                 manifest.digest
             ))?;

@@ -9,10 +9,10 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::engine::{self, Progress, RunOptions, RunReport};
 use crate::plan::{self, Plan, StageInput};
-use crate::serve::{Server, Watched};
+use crate::serve::{Server, Watched, text};
 
 use super::cluster::{self, Cluster};
-use super::watch::{counters, event_time, grouped, watermark};
+use super::watch::{counters, watermark};
 use super::{Printer, Result, Stop, ToolError};
 
 /// How often a run says where it is.
@@ -119,7 +119,7 @@ fn watched(
 fn report(plan: &Plan, progress: &Progress, out: &mut Printer) -> Result<()> {
     let (sum, watermark) = (progress.counters(), watermark(progress));
     if !out.json() {
-        return out.line(&format!("{}  watermark {}", counters(&sum), event_time(watermark)));
+        return out.line(&format!("{}  watermark {}", counters(&sum), text::watermark(watermark)));
     }
     out.object(&Moment {
         topology: plan.name.to_string(),
@@ -128,7 +128,7 @@ fn report(plan: &Plan, progress: &Progress, out: &mut Printer) -> Result<()> {
         filtered: sum.filtered,
         late: sum.late,
         dead: sum.dead,
-        watermark: (watermark != crate::time::WATERMARK_MIN).then(|| event_time(watermark)),
+        watermark: (watermark != crate::time::WATERMARK_MIN).then(|| text::watermark(watermark)),
         commits: progress.commits().0,
     })
 }
@@ -138,10 +138,13 @@ fn finish(plan: &Plan, run: &RunReport, progress: &Progress, end: End, out: &mut
     if !out.json() {
         let open: u64 = progress.tasks().values().filter_map(|task| task.open_windows).sum();
         let why = if end == End::None { "stopped" } else { "reached the ends" };
-        out.line(&format!("{why} and committed after {} commits", grouped(run.commits)))?;
+        out.line(&format!("{why} and committed after {} commits", text::number(run.commits)))?;
         if open > 0 {
             let windows = if open == 1 { "window stays" } else { "windows stay" };
-            out.line(&format!("{} {windows} open until more records move the watermark", grouped(open)))?;
+            out.line(&format!(
+                "{} {windows} open until more records move the watermark",
+                text::number(open)
+            ))?;
         }
     }
     out.flush()

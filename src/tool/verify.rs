@@ -7,6 +7,7 @@
 //! Invariant: the replay's rows are encoded by the encoder of the live run.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -20,13 +21,13 @@ use crate::engine::{
     EngineError, OffsetMetadata, Progress, ReplayOptions, ReplaySink, SinkEncoder, SinkWriter, TopicNames,
     replay,
 };
-use crate::log::{Event, Log, LogError};
+use crate::log::{Log, LogError, Span, read_spans};
 use crate::plan::{Late, Plan, SinkPlan, StageInput};
 use crate::record::{Batch, Micros, TopicPartition};
+use crate::serve::text;
 use crate::time::{WATERMARK_MIN, is_closed};
 
 use super::cluster;
-use super::watch::{event_time, grouped};
 use super::{Printer, Stop, ToolError};
 
 /// What a key's last refined record holds; `None`: it was deleted.
@@ -138,10 +139,10 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
     if out.json() {
         return report.views.iter().try_for_each(|view| out.object(view));
     }
-    let cut = report.watermark.map_or("none yet".to_owned(), event_time);
+    let cut = report.watermark.map_or("none yet".to_owned(), text::time);
     out.line(&format!(
         "replayed {} records to the live run's cut (watermark {cut})",
-        grouped(report.records)
+        text::number(report.records)
     ))?;
     for view in &report.views {
         let verdict = match (view.equal, view.differing, view.pending + view.not_compared) {
@@ -152,10 +153,10 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
         out.line(&format!(
             "{verdict}  {}: {} rows equal, {} differ, {} pending (their windows are open), {} not compared",
             view.topic,
-            grouped(view.equal),
-            grouped(view.differing),
-            grouped(view.pending),
-            grouped(view.not_compared)
+            text::number(view.equal),
+            text::number(view.differing),
+            text::number(view.pending),
+            text::number(view.not_compared)
         ))?;
         for difference in &view.differences {
             out.line(&format!("  key    {}", difference.key))?;
@@ -166,7 +167,7 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
     if report.state_expired > 0 {
         out.line(&format!(
             "{} rows came to the live run after their window's retention (state_expired); a replay has them",
-            grouped(report.state_expired)
+            text::number(report.state_expired)
         ))?;
     }
     Ok(())
@@ -294,63 +295,34 @@ fn records_between(
     from: i64,
     until: i64,
 ) -> Result<u64, LogError> {
+    let span = Span { partition: partition.clone(), from, to: until };
     let mut found = 0;
-    each_run(log, partition, from, until, |run| found += run.records.len() as u64)?;
+    read_spans(log, &[span], &|| false, &mut |run| {
+        found += run.records.len() as u64;
+        Ok::<_, LogError>(ControlFlow::Continue(()))
+    })?;
     Ok(found)
-}
-
-/// Calls `each` with the committed records in `from..until`.
-fn each_run(
-    log: &dyn Log,
-    partition: &TopicPartition,
-    from: i64,
-    until: i64,
-    mut each: impl FnMut(crate::record::Run),
-) -> Result<(), LogError> {
-    if from >= until {
-        return Ok(());
-    }
-    let mut reader = log.reader()?;
-    reader.assign(&[(partition.clone(), from)])?;
-    loop {
-        for event in reader.poll(Duration::from_millis(100))? {
-            match event {
-                Event::Run(run) => {
-                    let done = run.next >= until;
-                    each(run.until(until));
-                    if done {
-                        return Ok(());
-                    }
-                }
-                Event::End { position, .. } if position >= until => return Ok(()),
-                _ => {}
-            }
-        }
-    }
 }
 
 /// The last value of each key; without keys, each value counts by how often it stands there (as its key).
 fn read_live(log: &dyn Log, topic: &str, keyed: bool) -> Result<Live, LogError> {
     let mut live = Live::new();
     let mut counts: HashMap<Vec<u8>, u64> = HashMap::new();
-    let partitions = log.partitions(topic)?.unwrap_or(0);
-    for partition in 0..partitions {
-        let partition = TopicPartition::new(topic, partition);
-        let bounds = log.bounds(&partition)?;
-        each_run(log, &partition, bounds.start, bounds.end, |run| {
-            for index in 0..run.records.len() {
-                let record = run.records.get(index);
-                let value = record.value.map(<[u8]>::to_vec);
-                match (keyed, value) {
-                    (true, value) => {
-                        live.insert(record.key.unwrap_or_default().to_vec(), value);
-                    }
-                    (false, Some(value)) => *counts.entry(value).or_default() += 1,
-                    (false, None) => {}
+    let spans = Span::of_topic(log, topic)?.unwrap_or_default();
+    read_spans(log, &spans, &|| false, &mut |run| {
+        for index in 0..run.records.len() {
+            let record = run.records.get(index);
+            let value = record.value.map(<[u8]>::to_vec);
+            match (keyed, value) {
+                (true, value) => {
+                    live.insert(record.key.unwrap_or_default().to_vec(), value);
                 }
+                (false, Some(value)) => *counts.entry(value).or_default() += 1,
+                (false, None) => {}
             }
-        })?;
-    }
+        }
+        Ok::<_, LogError>(ControlFlow::Continue(()))
+    })?;
     for (value, count) in counts {
         live.insert(value, Some(count.to_string().into_bytes()));
     }

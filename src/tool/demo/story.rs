@@ -14,10 +14,11 @@ use crate::lake::{Lake, Manifest};
 use crate::log::{Log, Outgoing, TopicSpec};
 use crate::plan::{self, Late, Plan};
 use crate::record::TopicPartition;
+use crate::serve::text;
 use crate::tool::cluster;
 use crate::tool::replay::{LakeReplay, replay_into_lake};
 use crate::tool::verify::{VerifyOptions, print_report, verify};
-use crate::tool::watch::{counters, event_time, grouped, watermark};
+use crate::tool::watch::{counters, watermark};
 use crate::tool::{Printer, Result, Stop, ToolError, run};
 
 use super::feed;
@@ -123,7 +124,7 @@ impl Story<'_> {
         let total = departures.len() + BROKEN.len();
         self.say(&format!(
             "{} real departures of January 2013 arrive as they left, {} broken records among them;",
-            grouped(departures.len() as u64),
+            text::number(departures.len() as u64),
             BROKEN.len()
         ))?;
         self.say("event time is when they were scheduled, so what left hours late is out of order")?;
@@ -163,7 +164,7 @@ impl Story<'_> {
             if done || said.elapsed() >= Duration::from_secs(1) {
                 said = Instant::now();
                 let lag = self.log.bounds(&partition)?.end - sum.read as i64;
-                let watermark = event_time(watermark(progress));
+                let watermark = text::watermark(watermark(progress));
                 self.say(&format!("{}  lag {}  watermark {watermark}", counters(&sum), lag.max(0)))?;
             }
             if done || ended() || self.stop.is_set() {
@@ -206,7 +207,7 @@ impl Story<'_> {
             "{} version {}: {} rows in {} Parquet files, digest {}",
             manifest.table,
             manifest.version,
-            grouped(manifest.rows),
+            text::number(manifest.rows),
             manifest.files.len(),
             manifest.digest
         ))?;
@@ -236,10 +237,10 @@ impl Story<'_> {
         let sum = |rows: &BTreeMap<Key, Row>| rows.values().map(|row| row.flights as u64).sum::<u64>();
         self.say(&format!(
             "{} flights had come too late; {} hourly rows are corrected ({} → {} flights counted)",
-            grouped(sum(&new) - sum(&old)),
-            grouped(changed as u64),
-            grouped(sum(&old)),
-            grouped(sum(&new))
+            text::number(sum(&new) - sum(&old)),
+            text::number(changed as u64),
+            text::number(sum(&old)),
+            text::number(sum(&new))
         ))
     }
 
@@ -251,7 +252,7 @@ impl Story<'_> {
             .take(5)
             .map(|((start, origin, carrier), row)| {
                 let delay = format!("{:.1}", row.delay);
-                vec![event_time(start), origin, carrier, row.flights.to_string(), delay]
+                vec![text::time(start), origin, carrier, row.flights.to_string(), delay]
             })
             .collect();
         self.out.table(&["WINDOW_START", "ORIGIN", "CARRIER", "FLIGHTS", "DELAY_MINUTES"], &cells)

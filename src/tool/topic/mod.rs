@@ -12,7 +12,6 @@ pub use create::{CreateOptions, create};
 pub use infer::{InferOptions, infer};
 pub use list::{ListOptions, list};
 pub use produce::{ProduceOptions, produce};
-pub use scan::{Span, scan, spans};
 pub use tail::{TailOptions, tail};
 
 use crate::log::{Log, LogError};

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use crate::log::{Event, Log};
+use crate::log::{Event, Log, Span};
 use crate::record::{OwnedRecord, TopicPartition};
 use crate::tool::{Printer, Result, Stop};
 
 use super::envelope::Printed;
-use super::scan::{Span, scan, spans};
+use super::scan::{scan, spans};
 
 const POLL: Duration = Duration::from_millis(100);
 

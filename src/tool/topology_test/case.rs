@@ -3,6 +3,7 @@
 //! Invariant: the engine that runs here is the one that runs live; only the log is another.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use crate::engine::{self, Progress, RunOptions, TopicNames};
 use crate::log::memory::MemoryLog;
-use crate::log::{Event, Log, Outgoing, TopicSpec};
+use crate::log::{Log, LogError, Outgoing, Span, TopicSpec, read_spans};
 use crate::plan::{Plan, TopicSink};
 use crate::record::{OwnedRecord, TopicPartition};
 
@@ -125,26 +126,13 @@ fn last_by_key(records: Vec<OwnedRecord>) -> Vec<Row> {
 /// All committed records of a topic, partition by partition; none where it does not exist.
 pub fn read(log: &dyn Log, topic: &str) -> Result<Vec<OwnedRecord>> {
     let mut records = Vec::new();
-    for partition in 0..log.partitions(topic)?.unwrap_or(0) {
-        let partition = TopicPartition::new(topic, partition);
-        let bounds = log.bounds(&partition)?;
-        if bounds.start >= bounds.end {
-            continue;
-        }
-        let mut reader = log.reader()?;
-        reader.assign(&[(partition, bounds.start)])?;
-        let mut ended = false;
-        while !ended {
-            for event in reader.poll(Duration::from_millis(100))? {
-                match event {
-                    Event::Run(run) => {
-                        records.extend((0..run.records.len()).map(|index| run.records.to_owned(index)));
-                    }
-                    Event::End { position, .. } => ended = position >= bounds.end,
-                    _ => {}
-                }
-            }
-        }
+    let spans = Span::of_topic(log, topic)?.unwrap_or_default();
+    // One by one, so that the records stand in the order of the partitions.
+    for span in &spans {
+        read_spans(log, std::slice::from_ref(span), &|| false, &mut |run| {
+            records.extend((0..run.records.len()).map(|index| run.records.to_owned(index)));
+            Ok::<_, LogError>(ControlFlow::Continue(()))
+        })?;
     }
     Ok(records)
 }
