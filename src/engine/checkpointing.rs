@@ -3,11 +3,11 @@
 //! Invariant: an exchange is trimmed only below the second-newest copy in the object store (rule R2).
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::log::Log;
 use crate::record::TopicPartition;
 
+use super::machine::Job;
 use super::recovery::{Task, task_name};
 use super::run::Shared;
 use super::slot::Slot;
@@ -23,17 +23,17 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
         // Memory is bounded: wait for the writer rather than fold further.
         finish_checkpoint(shared, partition, slot, true)?;
     }
-    let due = slot.last_checkpoint.elapsed() >= interval;
+    let due = shared.since(slot.last_checkpoint) >= interval;
     if slot.checkpoint.is_some() || !(over || due && bytes > 0) {
         return Ok(());
     }
-    slot.last_checkpoint = Instant::now();
+    slot.last_checkpoint = shared.machine.now();
     let Task::Keyed(task) = &slot.task else { return Ok(()) };
     let writer = lock(task.state())?.begin_checkpoint(task.offset());
     let (checkpoints, log) = (shared.checkpoints.clone(), Arc::clone(&shared.log));
     let (name, fingerprint) = (task_name(partition), shared.plan.fingerprint.clone());
     let partition = partition.clone();
-    slot.checkpoint = Some(std::thread::spawn(move || {
+    slot.checkpoint = Some(Job::start(&*shared.machine, move || {
         let stats = writer.write()?;
         let Some(checkpoints) = checkpoints else { return Ok(stats) };
         // What is not copied is neither lost nor trimmed; an outage of the object store stops nobody.
@@ -74,13 +74,13 @@ pub fn finish_checkpoint(
     }
     let (Some(writer), Task::Keyed(task)) = (slot.checkpoint.take(), &slot.task) else { return Ok(()) };
     let written = writer
-        .join()
-        .map_err(|_| EngineError::internal(format!("{partition}: writing a checkpoint panicked")))?;
+        .wait()
+        .ok_or_else(|| EngineError::internal(format!("{partition}: writing a checkpoint panicked")))?;
     let mut state = lock(task.state())?;
     match written {
         Ok(stats) => {
             state.finish_checkpoint();
-            let seconds = slot.last_checkpoint.elapsed().as_secs_f64();
+            let seconds = shared.since(slot.last_checkpoint).as_secs_f64();
             shared.progress.checkpointed(partition, stats.offset, stats.bytes, seconds);
             Ok(())
         }

@@ -34,8 +34,8 @@ impl Drift {
         watermark: Micros,
         caught_up: bool,
         max_drift: Micros,
+        now: Instant,
     ) -> bool {
-        let now = Instant::now();
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = Pace { watermark, caught_up, paused: false, moved: now };
         let pace = paces.entry(origin.clone()).or_insert(fresh);
@@ -68,13 +68,14 @@ mod tests {
 
     #[test]
     fn the_one_ahead_waits_for_one_that_can_move() {
+        let now = Instant::now();
         let (drift, a, b) = (Drift::default(), TopicPartition::new("in", 0), TopicPartition::new("in", 1));
-        assert!(!drift.must_pause(&a, 1000, false, 100), "alone");
-        assert!(!drift.must_pause(&b, 0, false, 100), "the slowest");
-        assert!(drift.must_pause(&a, 1000, false, 100), "too far ahead");
-        assert!(!drift.must_pause(&b, 950, false, 100), "it moves on");
-        assert!(!drift.must_pause(&a, 1000, false, 100), "near enough again");
-        assert!(!drift.must_pause(&b, 0, true, 100), "nothing to read");
-        assert!(!drift.must_pause(&a, 1000, false, 100), "nobody waits for an end");
+        assert!(!drift.must_pause(&a, 1000, false, 100, now), "alone");
+        assert!(!drift.must_pause(&b, 0, false, 100, now), "the slowest");
+        assert!(drift.must_pause(&a, 1000, false, 100, now), "too far ahead");
+        assert!(!drift.must_pause(&b, 950, false, 100, now), "it moves on");
+        assert!(!drift.must_pause(&a, 1000, false, 100, now), "near enough again");
+        assert!(!drift.must_pause(&b, 0, true, 100, now), "nothing to read");
+        assert!(!drift.must_pause(&a, 1000, false, 100, now), "nobody waits for an end");
     }
 }

@@ -10,6 +10,7 @@
 //! checkpointing.rs      checkpoints beside the epochs
 //! recovery.rs           checkpoint at S, muted fold S..C
 //! run.rs                a topology live: topics, workers, until-end
+//! machine.rs            what a process takes from its machine: time, threads, a state directory
 //! replay.rs             the same tasks on bounded offsets with the exchange in memory
 //! offsets.rs, meta.rs   what rides with offsets; what the topology remembers of itself
 //! ```
@@ -29,6 +30,7 @@ mod drift;
 mod exchange;
 mod ingest;
 mod keyed;
+mod machine;
 mod meta;
 mod offsets;
 mod pipeline;

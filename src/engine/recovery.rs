@@ -9,11 +9,12 @@ use std::time::Duration;
 use crate::log::{Event, Log, Position};
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
-use crate::state::{Checkpoints, RecoveredFrom, StateDir, TaskState, recover};
+use crate::state::{Checkpoints, RecoveredFrom, TaskState, recover};
 use crate::time::WATERMARK_MAX;
 
 use super::ingest::IngestTask;
 use super::keyed::KeyedTask;
+use super::machine::Machine;
 use super::offsets::OffsetMetadata;
 use super::topics::TopicNames;
 use super::{EngineError, Outputs, Result, lock};
@@ -33,7 +34,7 @@ pub struct Recovery<'a> {
     pub plan: &'a Arc<Plan>,
     pub names: &'a TopicNames,
     pub log: &'a dyn Log,
-    pub state_dir: &'a StateDir,
+    pub machine: &'a dyn Machine,
     pub checkpoints: Option<&'a Checkpoints>,
     /// Bytes of uncommitted-to-disk state at which a fold checkpoints.
     pub state_budget: usize,
@@ -153,9 +154,9 @@ impl Recovery<'_> {
             return Err(EngineError::Closed(self.plan.name.to_string()));
         }
         let name = task_name(partition);
-        let store = self.state_dir.task(&name)?;
+        let store = self.machine.store(&name)?;
         let fingerprint = &self.plan.fingerprint;
-        let recovered = recover(&name, &store, self.checkpoints, fingerprint, bounds.start, offset)?;
+        let recovered = recover(&name, &*store, self.checkpoints, fingerprint, bounds.start, offset)?;
         for warning in &recovered.warnings {
             tracing::warn!("{partition}: a checkpoint could not be used: {warning}");
         }
@@ -165,7 +166,7 @@ impl Recovery<'_> {
             RecoveredFrom::Log => "the log alone",
         };
         tracing::info!("{partition}: recovered from {from} at {}, folding to {offset}", recovered.offset);
-        let state = Arc::new(Mutex::new(TaskState::new(Box::new(store))));
+        let state = Arc::new(Mutex::new(TaskState::new(store)));
         let expired = metadata.map_or(0, |metadata| metadata.expired);
         let mut task = KeyedTask::new(self.plan, stage, partition.clone(), state, recovered.offset, expired)?;
         if recovered.offset < offset {

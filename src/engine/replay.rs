@@ -374,7 +374,14 @@ impl<'a> Shared<'a> {
     ) -> Result<()> {
         let Some((first, _)) = inputs.first_mut() else { return Ok(()) };
         let watermark = first.task.watermark();
-        let paused = first.done || self.drift.must_pause(partition, watermark, false, self.plan.max_drift);
+        let paused = first.done
+            || self.drift.must_pause(
+                partition,
+                watermark,
+                false,
+                self.plan.max_drift,
+                std::time::Instant::now(),
+            );
         if paused != first.paused {
             first.paused = paused;
             match paused {

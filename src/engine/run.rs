@@ -3,19 +3,18 @@
 //! Invariant: nothing is started, and no topic is made, for a topology that is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rand::TryRng;
-
 use crate::log::{Log, MemberOptions};
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
-use crate::state::{Checkpoints, StateDir, StateError};
+use crate::state::Checkpoints;
 
 use super::drift::Drift;
+use super::machine::{LocalMachine, Machine};
 use super::meta::MetaRecord;
 use super::offsets::Counters;
 use super::progress::Progress;
@@ -71,12 +70,19 @@ pub struct RunReport {
     pub rejoins: u32,
 }
 
-const INSTANCE_FILE: &str = "instance";
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Fenced this often within [`FENCED_WITHIN`]: someone else runs as this instance.
 const FENCED_MAX: usize = 4;
 const FENCED_WITHIN: Duration = Duration::from_secs(60);
+
+/// What one process has to itself.
+pub struct Process {
+    pub machine: Arc<dyn Machine>,
+    pub checkpoints: Option<Arc<Checkpoints>>,
+    pub progress: Progress,
+    pub stop: Arc<AtomicBool>,
+}
 
 /// What the workers of one process share.
 pub struct Shared {
@@ -84,14 +90,13 @@ pub struct Shared {
     pub log: Arc<dyn Log>,
     pub names: Arc<TopicNames>,
     pub settings: RunOptions,
-    pub state_dir: StateDir,
+    pub machine: Arc<dyn Machine>,
     pub checkpoints: Option<Arc<Checkpoints>>,
     pub progress: Progress,
     pub drift: Drift,
     pub until_end: Option<UntilEnd>,
     /// It had committed something before this run.
     pub has_run: bool,
-    instance: String,
     stop: Arc<AtomicBool>,
     failed: AtomicBool,
     /// The record that goes into the topology's first transaction.
@@ -100,6 +105,49 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// What `run` does before it starts workers. `process` is what this process has to itself.
+    pub fn open(
+        plan: &Arc<Plan>,
+        log: &Arc<dyn Log>,
+        options: &RunOptions,
+        meta: Option<&MetaRecord>,
+        process: Process,
+    ) -> Result<Self> {
+        let Process { machine, checkpoints, progress, stop } = process;
+        let names = Arc::new(TopicNames::prepare(plan, &**log, meta)?);
+        let first = match meta {
+            Some(_) => None,
+            None => Some(MetaRecord::new(plan, &names, &**log)?.to_bytes()?),
+        };
+        let exchanges = names.exchanges.iter().flatten();
+        let keyed_partitions = exchanges.map(|topic| names.count(topic) as usize).sum();
+        let until_end = match options.until_end {
+            true => Some(UntilEnd::new(plan, &names, &**log, machine.random()?, options.close)?),
+            false => None,
+        };
+        Ok(Self {
+            plan: Arc::clone(plan),
+            log: Arc::clone(log),
+            names,
+            settings: options.clone(),
+            machine,
+            checkpoints,
+            progress,
+            drift: Drift::default(),
+            until_end,
+            has_run: first.is_none(),
+            stop,
+            failed: AtomicBool::new(false),
+            meta: Mutex::new(first),
+            keyed_partitions,
+        })
+    }
+
+    /// How long ago that was.
+    pub fn since(&self, then: Instant) -> Duration {
+        self.machine.now().saturating_duration_since(then)
+    }
+
     pub fn must_stop(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
     }
@@ -112,7 +160,7 @@ impl Shared {
         topics.dedup();
         MemberOptions {
             group: self.names.group.clone(),
-            instance: format!("headwater.{}.{}.{index}", self.plan.name, self.instance),
+            instance: format!("headwater.{}.{}.{index}", self.plan.name, self.machine.instance()),
             topics,
             session_timeout: SESSION_TIMEOUT,
             transaction_timeout: TRANSACTION_TIMEOUT,
@@ -150,7 +198,7 @@ pub struct UntilEnd {
 
 impl UntilEnd {
     /// The last stable ends as they are now, tested against positions (rule R10).
-    fn new(plan: &Plan, names: &TopicNames, log: &dyn Log, close: bool) -> Result<Self> {
+    fn new(plan: &Plan, names: &TopicNames, log: &dyn Log, run: u64, close: bool) -> Result<Self> {
         let (mut ends, mut all) = (BTreeMap::new(), 0);
         for (stage, spec) in plan.stages.iter().enumerate() {
             let topic = names.input_topic(plan, stage);
@@ -163,7 +211,7 @@ impl UntilEnd {
                 }
             }
         }
-        Ok(Self { run: random()?, close, ends, all, done: Mutex::default() })
+        Ok(Self { run, close, ends, all, done: Mutex::default() })
     }
 
     pub fn reached(&self, partition: &TopicPartition, position: i64) -> bool {
@@ -191,52 +239,22 @@ pub fn run(
     progress: &Progress,
     stop: &Arc<AtomicBool>,
 ) -> Result<RunReport> {
-    let meta = MetaRecord::read(plan, &**log)?;
-    if let Some(meta) = &meta {
-        meta.check(plan)?;
-    }
-    TopicNames::sources(plan, &**log)?;
-    let state_path = options.state_dir.join(&*plan.name);
-    let state_dir = open_state(&state_path)?;
-    let instance = instance(&state_path)?;
-    let names = Arc::new(TopicNames::prepare(plan, &**log, meta.as_ref())?);
-    let first = match meta {
-        Some(_) => None,
-        None => Some(MetaRecord::new(plan, &names, &**log)?.to_bytes()?),
-    };
+    let meta = admit(plan, &**log)?;
+    let machine = Arc::new(LocalMachine::open(&options.state_dir.join(&*plan.name))?);
     let checkpoints = match &options.checkpoints {
         Some(url) => Some(Arc::new(Checkpoints::open(url, &plan.name)?)),
         None => None,
     };
-    let keyed_partitions = names.exchanges.iter().flatten().map(|topic| names.count(topic) as usize).sum();
-    let shared = Shared {
-        until_end: match options.until_end {
-            true => Some(UntilEnd::new(plan, &names, &**log, options.close)?),
-            false => None,
-        },
-        plan: Arc::clone(plan),
-        log: Arc::clone(log),
-        names,
-        settings: options.clone(),
-        state_dir,
-        checkpoints,
-        progress: progress.clone(),
-        drift: Drift::default(),
-        has_run: first.is_none(),
-        instance,
-        stop: Arc::clone(stop),
-        failed: AtomicBool::new(false),
-        meta: Mutex::new(first),
-        keyed_partitions,
-    };
+    let process = Process { machine, checkpoints, progress: progress.clone(), stop: Arc::clone(stop) };
+    let shared = Arc::new(Shared::open(plan, log, options, meta.as_ref(), process)?);
     let mut outcomes: Vec<Result<u32>> = Vec::new();
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..options.threads.max(1))
             .map(|index| {
-                let shared = &shared;
+                let shared = Arc::clone(&shared);
                 let named = std::thread::Builder::new().name(format!("worker-{index}"));
                 named.spawn_scoped(scope, move || {
-                    let outcome = work(shared, index);
+                    let outcome = work(&shared, index);
                     if outcome.is_err() {
                         shared.failed.store(true, Ordering::Relaxed);
                     }
@@ -259,75 +277,61 @@ pub fn run(
     Ok(RunReport { counters: progress.counters(), commits: progress.commits().0, rejoins })
 }
 
-/// One worker's life over its members; yields how often it joined anew.
-fn work(shared: &Shared, index: usize) -> Result<u32> {
-    let mut rejoins = 0;
-    let mut fenced: Vec<Instant> = Vec::new();
+/// Refuses a topology that can't run here before anything is made for it; yields what it remembers of itself.
+pub fn admit(plan: &Plan, log: &dyn Log) -> Result<Option<MetaRecord>> {
+    let meta = MetaRecord::read(plan, log)?;
+    if let Some(meta) = &meta {
+        meta.check(plan)?;
+    }
+    TopicNames::sources(plan, log)?;
+    Ok(meta)
+}
+
+fn work(shared: &Arc<Shared>, index: usize) -> Result<u32> {
+    let mut life = Life::new(shared, index);
     loop {
-        match Worker::new(shared, index)?.run()? {
-            Ended::Stopped => return Ok(rejoins),
-            Ended::Rejoin(why) => {
-                rejoins += 1;
-                tracing::warn!("worker {index} joins anew: {why}");
-            }
+        if let Some(rejoins) = life.step()? {
+            return Ok(rejoins);
+        }
+    }
+}
+
+/// One worker's life over its members.
+pub struct Life {
+    shared: Arc<Shared>,
+    index: usize,
+    worker: Option<Worker>,
+    rejoins: u32,
+    /// When it was fenced lately.
+    fenced: Vec<Instant>,
+}
+
+impl Life {
+    pub fn new(shared: &Arc<Shared>, index: usize) -> Self {
+        Self { shared: Arc::clone(shared), index, worker: None, rejoins: 0, fenced: Vec::new() }
+    }
+
+    /// Joins if need be, or polls once and handles what has come. `Some`: it has stopped; how often it joined anew.
+    pub fn step(&mut self) -> Result<Option<u32>> {
+        let Some(worker) = &mut self.worker else {
+            self.worker = Some(Worker::new(&self.shared, self.index)?);
+            return Ok(None);
+        };
+        let Some(ended) = worker.step()? else { return Ok(None) };
+        self.worker = None;
+        match ended {
+            Ended::Stopped => return Ok(Some(self.rejoins)),
+            Ended::Rejoin(why) => tracing::warn!("worker {} joins anew: {why}", self.index),
             Ended::Fenced(why) => {
-                rejoins += 1;
-                tracing::warn!("worker {index} joins anew: {why}");
-                fenced.retain(|at| at.elapsed() < FENCED_WITHIN);
-                fenced.push(Instant::now());
-                if fenced.len() >= FENCED_MAX {
+                tracing::warn!("worker {} joins anew: {why}", self.index);
+                self.fenced.retain(|at| self.shared.since(*at) < FENCED_WITHIN);
+                self.fenced.push(self.shared.machine.now());
+                if self.fenced.len() >= FENCED_MAX {
                     return Err(EngineError::Fenced(why));
                 }
             }
         }
-    }
-}
-
-/// A number that no other run has.
-fn random() -> Result<u64> {
-    rand::rngs::SysRng
-        .try_next_u64()
-        .map_err(|error| EngineError::Sink(format!("the system's random numbers can't be read: {error}")))
-}
-
-/// Opens the state directory. One that is damaged (a disk that was full can do that) is set aside: what lies there
-/// only shortens the fold, and copies and the log have the rest.
-fn open_state(path: &Path) -> Result<StateDir> {
-    let damage = match StateDir::open(path) {
-        Err(error @ StateError::Corrupt { .. }) => error,
-        opened => return Ok(opened?),
-    };
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".damaged");
-    let aside = PathBuf::from(aside);
-    let failed = |error: std::io::Error| {
-        EngineError::Sink(format!("{damage}; it could not be moved to {}: {error}", aside.display()))
-    };
-    if aside.exists() {
-        std::fs::remove_dir_all(&aside).map_err(failed)?;
-    }
-    std::fs::rename(path, &aside).map_err(failed)?;
-    std::fs::create_dir_all(path).map_err(failed)?;
-    // The same instance goes on: its predecessor's transaction and membership are waited for otherwise.
-    if let Ok(id) = std::fs::read(aside.join(INSTANCE_FILE)) {
-        std::fs::write(path.join(INSTANCE_FILE), id).map_err(failed)?;
-    }
-    let (place, aside) = (path.display(), aside.display());
-    tracing::warn!("the state in {place} is damaged; it was moved to {aside}, and a copy or the log is used");
-    Ok(StateDir::open(path)?)
-}
-
-/// The instance id, kept in the state directory: stable over restarts, so that a restart fences its
-/// predecessor at once.
-fn instance(state_dir: &Path) -> Result<String> {
-    let path = state_dir.join(INSTANCE_FILE);
-    let failed = |error: std::io::Error| EngineError::Sink(format!("{}: {error}", path.display()));
-    match std::fs::read_to_string(&path) {
-        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_string()),
-        _ => {
-            let id = format!("{:08x}", random()? as u32);
-            std::fs::write(&path, &id).map_err(failed)?;
-            Ok(id)
-        }
+        self.rejoins += 1;
+        Ok(None)
     }
 }

@@ -3,7 +3,6 @@
 //! Invariant: what differs between the two kinds of task under the commit protocol is told apart here.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::log::Position;
@@ -11,6 +10,7 @@ use crate::plan::Plan;
 use crate::record::{Run, TopicPartition};
 use crate::state::{CheckpointStats, StateError};
 
+use super::machine::Job;
 use super::progress::{TaskProgress, TaskRole};
 use super::publish::Publisher;
 use super::recovery::Task;
@@ -25,7 +25,7 @@ pub struct Slot {
     pub paused: bool,
     pub last_record: Instant,
     pub last_checkpoint: Instant,
-    pub checkpoint: Option<JoinHandle<Result<CheckpointStats, StateError>>>,
+    pub checkpoint: Option<Job<Result<CheckpointStats, StateError>>>,
     /// The end that `run --until-end` set itself is reached and told.
     pub ended_told: bool,
 }
@@ -37,7 +37,7 @@ impl Slot {
             Task::Keyed(task) => task.exchanges(),
         };
         let publisher = Publisher::new(&shared.plan, &shared.names, partition, exchanges)?;
-        let now = Instant::now();
+        let now = shared.machine.now();
         Ok(Self {
             task,
             publisher,

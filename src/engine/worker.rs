@@ -56,8 +56,8 @@ struct Epoch {
     warned: BTreeMap<Arc<str>, u64>,
 }
 
-pub struct Worker<'a> {
-    shared: &'a Shared,
+pub struct Worker {
+    shared: Arc<Shared>,
     member: Box<dyn Member>,
     fence: Option<Fence>,
     slots: BTreeMap<TopicPartition, Slot>,
@@ -73,31 +73,42 @@ pub struct Worker<'a> {
     outputs: Outputs,
 }
 
-impl<'a> Worker<'a> {
-    pub fn new(shared: &'a Shared, index: usize) -> Result<Self> {
+impl Worker {
+    pub fn new(shared: &Arc<Shared>, index: usize) -> Result<Self> {
         let member = shared.log.member(&shared.member_options(index))?;
         Ok(Self {
-            shared,
             member,
             fence: None,
             slots: BTreeMap::new(),
             waiting: BTreeMap::new(),
             epoch: None,
             events: VecDeque::new(),
-            last_commit: Instant::now(),
+            last_commit: shared.machine.now(),
             aborts: 0,
             done_since: None,
             outputs: Outputs::default(),
+            shared: Arc::clone(shared),
         })
     }
 
-    /// Works until the topology is stopped or this member is fenced.
-    pub fn run(&mut self) -> Result<Ended> {
-        let ended = match self.work() {
-            Err(EngineError::Log(LogError::Fenced(why))) => Ok(Ended::Rejoin(why)),
-            ended => ended,
+    /// One turn. `Some`: the topology is stopped, or this member can't go on, and is done with.
+    pub fn step(&mut self) -> Result<Option<Ended>> {
+        let outcome = match self.turn() {
+            Err(EngineError::Log(error)) => self.failed(error),
+            outcome => outcome,
         };
-        match &ended {
+        let ended = match outcome {
+            Ok(None) => return Ok(None),
+            Ok(Some(ended)) => Ok(ended),
+            Err(EngineError::Log(LogError::Fenced(why))) => Ok(Ended::Rejoin(why)),
+            Err(error) => Err(error),
+        };
+        self.end(&ended)?;
+        ended.map(Some)
+    }
+
+    fn end(&mut self, ended: &Result<Ended>) -> Result<()> {
+        match ended {
             Ok(Ended::Stopped) => {
                 self.finish_checkpoints(true)?;
                 for (partition, slot) in &self.slots {
@@ -125,19 +136,7 @@ impl<'a> Worker<'a> {
                 }
             }
         }
-        ended
-    }
-
-    fn work(&mut self) -> Result<Ended> {
-        loop {
-            let ended = match self.turn() {
-                Err(EngineError::Log(error)) => self.failed(error)?,
-                outcome => outcome?,
-            };
-            if let Some(ended) = ended {
-                return Ok(ended);
-            }
-        }
+        Ok(())
     }
 
     /// Polls once and handles what has come.
@@ -185,10 +184,10 @@ impl<'a> Worker<'a> {
         if !self.shared.until_end.as_ref().is_some_and(|until_end| until_end.is_done()) {
             return false;
         }
-        let since = *self.done_since.get_or_insert_with(Instant::now);
+        let since = *self.done_since.get_or_insert_with(|| self.shared.machine.now());
         let keyed = |slot: &Slot| matches!(slot.task, Task::Keyed(_));
         let at_ends = self.slots.values().all(|slot| slot.caught_up || !keyed(slot));
-        self.epoch.is_none() && (at_ends || since.elapsed() > SETTLE)
+        self.epoch.is_none() && (at_ends || self.shared.since(since) > SETTLE)
     }
 
     fn moved_past_markers(&self) -> bool {
@@ -199,7 +198,11 @@ impl<'a> Worker<'a> {
     /// quiet. Such an epoch writes no record, so it makes no marker that would have to be passed.
     fn watch_markers(&mut self) -> Result<()> {
         let quiet = self.slots.values().all(|slot| slot.caught_up);
-        if self.epoch.is_none() && quiet && self.last_commit.elapsed() > SETTLE && self.moved_past_markers() {
+        if self.epoch.is_none()
+            && quiet
+            && self.shared.since(self.last_commit) > SETTLE
+            && self.moved_past_markers()
+        {
             return self.begin();
         }
         Ok(())
@@ -208,14 +211,16 @@ impl<'a> Worker<'a> {
     fn poll_timeout(&self) -> Duration {
         match &self.epoch {
             None => POLL_MAX.min(self.shared.settings.epoch),
-            Some(epoch) => self.shared.settings.epoch.saturating_sub(epoch.began.elapsed()).min(POLL_MAX),
+            Some(epoch) => {
+                self.shared.settings.epoch.saturating_sub(self.shared.since(epoch.began)).min(POLL_MAX)
+            }
         }
     }
 
     fn is_due(&self) -> bool {
         let settings = &self.shared.settings;
         self.epoch.as_ref().is_some_and(|epoch| {
-            epoch.began.elapsed() >= settings.epoch
+            self.shared.since(epoch.began) >= settings.epoch
                 || epoch.records >= settings.epoch_rows
                 || epoch.bytes >= settings.epoch_bytes
         })
@@ -224,7 +229,7 @@ impl<'a> Worker<'a> {
     fn handle(&mut self, event: Event) -> Result<Option<Ended>> {
         match event {
             Event::Run(run) => {
-                self.step(&run)?;
+                self.take(&run)?;
                 Ok(None)
             }
             Event::End { partition, position } => {
@@ -271,28 +276,28 @@ impl<'a> Worker<'a> {
     }
 
     fn adopt(&mut self, partition: TopicPartition) -> Result<()> {
-        let shared = self.shared;
+        let shared = Arc::clone(&self.shared);
         let recovery = Recovery {
             plan: &shared.plan,
             names: &shared.names,
             log: &*shared.log,
-            state_dir: &shared.state_dir,
+            machine: &*shared.machine,
             checkpoints: shared.checkpoints.as_deref(),
             state_budget: shared.task_budget(),
             must_stop: &|| shared.must_stop(),
             has_run: shared.has_run,
             closing: shared.settings.until_end && shared.settings.close,
         };
-        let since = *self.waiting.get(&partition).unwrap_or(&Instant::now());
+        let since = self.waiting.get(&partition).copied().unwrap_or_else(|| shared.machine.now());
         let task = match recovery.task(&partition) {
-            Err(EngineError::State(StateError::InUse { .. })) if since.elapsed() < HAND_OVER_MAX => {
+            Err(EngineError::State(StateError::InUse { .. })) if shared.since(since) < HAND_OVER_MAX => {
                 self.waiting.insert(partition, since);
                 return Ok(());
             }
             task => task?,
         };
         self.waiting.remove(&partition);
-        let mut slot = Slot::new(shared, &partition, task)?;
+        let mut slot = Slot::new(&shared, &partition, task)?;
         slot.ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
         self.member.start(&partition, slot.offset())?;
         self.report(&partition, &slot);
@@ -316,7 +321,7 @@ impl<'a> Worker<'a> {
         for partition in partitions {
             self.waiting.remove(partition);
             if let Some(mut slot) = self.slots.remove(partition) {
-                finish_checkpoint(self.shared, partition, &mut slot, true)?;
+                finish_checkpoint(&self.shared, partition, &mut slot, true)?;
             }
             self.shared.forget(partition);
         }
@@ -327,19 +332,20 @@ impl<'a> Worker<'a> {
     fn begin(&mut self) -> Result<()> {
         if self.epoch.is_none() {
             self.member.begin()?;
-            self.epoch = Some(Epoch { began: Instant::now(), records: 0, bytes: 0, warned: BTreeMap::new() });
+            let began = self.shared.machine.now();
+            self.epoch = Some(Epoch { began, records: 0, bytes: 0, warned: BTreeMap::new() });
         }
         Ok(())
     }
 
-    fn step(&mut self, run: &Run) -> Result<()> {
+    fn take(&mut self, run: &Run) -> Result<()> {
         if !self.slots.contains_key(&run.partition) {
             return Ok(()); // given up since it was fetched
         }
         self.begin()?;
         let Some(slot) = self.slots.get_mut(&run.partition) else { return Ok(()) };
         slot.caught_up = false;
-        slot.last_record = Instant::now();
+        slot.last_record = self.shared.machine.now();
         slot.step(run, &mut self.outputs)?;
         let warned = std::mem::take(&mut self.outputs.warned);
         report_expired(&self.outputs);
@@ -369,7 +375,7 @@ impl<'a> Worker<'a> {
     }
 
     fn try_commit(&mut self) -> Result<(), Failure> {
-        let began = Instant::now();
+        let began = self.shared.machine.now();
         let mut offsets = Vec::new();
         let until_end = self.shared.until_end.as_ref();
         for (partition, slot) in &mut self.slots {
@@ -410,9 +416,9 @@ impl<'a> Worker<'a> {
         if let Some(epoch) = self.epoch.take() {
             self.shared.progress.warn(&epoch.warned);
         }
-        self.last_commit = Instant::now();
+        self.last_commit = self.shared.machine.now();
         self.aborts = 0;
-        self.shared.progress.committed(began.elapsed().as_secs_f64());
+        self.shared.progress.committed(self.shared.since(began).as_secs_f64());
         for (partition, slot) in &mut self.slots {
             slot.commit()?;
             if let (true, Some(until_end)) = (slot.ended_told, until_end) {
@@ -423,7 +429,7 @@ impl<'a> Worker<'a> {
             self.report(partition, slot);
         }
         for (partition, slot) in &mut self.slots {
-            begin_checkpoint(self.shared, partition, slot)?;
+            begin_checkpoint(&self.shared, partition, slot)?;
         }
         Ok(())
     }
@@ -457,7 +463,7 @@ impl<'a> Worker<'a> {
             tracing::info!("the epoch was aborted and is done again: {why}");
         } else {
             tracing::warn!("the epoch was aborted {} times in a row and is done again: {why}", self.aborts);
-            std::thread::sleep(ABORT_PAUSE * (self.aborts - ABORTS_NOTED + 1).min(10));
+            self.shared.machine.pause(ABORT_PAUSE * (self.aborts - ABORTS_NOTED + 1).min(10));
         }
         self.shared.progress.aborted();
         self.outputs.clear();
@@ -490,7 +496,7 @@ impl<'a> Worker<'a> {
         let mut begin = false;
         for slot in self.slots.values_mut() {
             let Task::Ingest(task) = &mut slot.task else { continue };
-            let silent = slot.last_record.elapsed() >= task.idle_after();
+            let silent = self.shared.since(slot.last_record) >= task.idle_after();
             // One that is paused may have records that it was not given.
             let at_end = slot.caught_up && !slot.paused;
             if at_end && silent && !task.is_idle() && !task.exchanges().is_empty() {
@@ -505,7 +511,9 @@ impl<'a> Worker<'a> {
         for (partition, slot) in &mut self.slots {
             let Task::Ingest(task) = &slot.task else { continue };
             let max_drift = self.shared.plan.max_drift;
-            let paused = self.shared.drift.must_pause(partition, task.watermark(), slot.caught_up, max_drift);
+            let now = self.shared.machine.now();
+            let paused =
+                self.shared.drift.must_pause(partition, task.watermark(), slot.caught_up, max_drift, now);
             if paused != slot.paused {
                 let partition = std::slice::from_ref(partition);
                 match paused {
@@ -513,7 +521,7 @@ impl<'a> Worker<'a> {
                     false => self.member.resume(partition)?,
                 }
                 slot.paused = paused;
-                slot.last_record = Instant::now();
+                slot.last_record = now;
             }
         }
         Ok(())
@@ -529,7 +537,7 @@ impl<'a> Worker<'a> {
 
     fn finish_checkpoints(&mut self, wait: bool) -> Result<()> {
         for (partition, slot) in &mut self.slots {
-            finish_checkpoint(self.shared, partition, slot, wait)?;
+            finish_checkpoint(&self.shared, partition, slot, wait)?;
         }
         Ok(())
     }
