@@ -1,5 +1,10 @@
 //! What a topology remembers of itself, in the compacted topic `<topology>.meta`.
 //!
+//! ```text
+//! topology                          what its state is, and where it began
+//! version/ID                        what a version writes
+//! start/TOPIC/PARTITION/OFFSET      where a version began in a partition
+//! ```
 //! Invariant: the first record is in the topology's first transaction, so a topology that has committed
 //! anything has one.
 
@@ -13,12 +18,29 @@ use crate::plan::Plan;
 use crate::record::TopicPartition;
 
 use super::topics::TopicNames;
+use super::versions::{TopologyVersion, VersionStart};
 use super::{EngineError, Result};
 
-pub const META_KEY: &[u8] = b"topology";
+const TOPOLOGY_KEY: &str = "topology";
+const VERSION_KEY: &str = "version/";
+const START_KEY: &str = "start/";
 const VERSION: u32 = 1;
 
-/// One version of a topology.
+/// A record of the meta topic: key and value.
+pub type MetaEntry = (Vec<u8>, Vec<u8>);
+
+/// All that the meta topic holds.
+#[derive(Clone, Debug)]
+pub struct Meta {
+    pub topology: MetaRecord,
+    pub versions: BTreeMap<String, TopologyVersion>,
+    /// The key of the version that was taken up last.
+    newest: Option<String>,
+    /// In the order in which they were written.
+    pub starts: Vec<VersionStart>,
+}
+
+/// What a topology's state is, and was from its beginning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetaRecord {
     pub version: u32,
@@ -54,33 +76,12 @@ impl MetaRecord {
         })
     }
 
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self).map_err(|error| EngineError::internal(error.to_string()))
-    }
-
-    /// The newest record of the topology's meta topic; `None` where it has never committed.
-    pub fn read(plan: &Plan, log: &dyn Log) -> Result<Option<Self>> {
-        let names = TopicNames::of(plan);
-        if log.partitions(&names.meta)?.is_none() {
-            return Ok(None);
-        }
-        let span = Span::of(log, TopicPartition::new(names.meta, 0))?;
-        let mut newest = None;
-        read_spans(log, std::slice::from_ref(&span), &|| false, &mut |run| {
-            for index in 0..run.records.len() {
-                let record = run.records.get(index);
-                if record.key == Some(META_KEY) && record.value.is_some() {
-                    newest = record.value.map(<[u8]>::to_vec);
-                }
-            }
-            Ok::<_, EngineError>(ControlFlow::Continue(()))
-        })?;
-        newest.map(|bytes| Self::parse(&bytes, &span.partition)).transpose()
+    pub fn entry(&self) -> Result<MetaEntry> {
+        Ok((TOPOLOGY_KEY.into(), bytes(self)?))
     }
 
     fn parse(bytes: &[u8], partition: &TopicPartition) -> Result<Self> {
-        let record: Self = serde_json::from_slice(bytes)
-            .map_err(|error| EngineError::internal(format!("{partition}: unreadable record: {error}")))?;
+        let record: Self = parse(bytes, partition)?;
         if record.version != VERSION {
             let found = record.version;
             return Err(EngineError::internal(format!(
@@ -100,4 +101,78 @@ impl MetaRecord {
             changes: crate::plan::diff(&self.description, &plan.description).join("\n"),
         })
     }
+}
+
+impl TopologyVersion {
+    pub fn entry(&self) -> Result<MetaEntry> {
+        Ok((format!("{VERSION_KEY}{}", self.version).into(), bytes(self)?))
+    }
+}
+
+impl VersionStart {
+    pub fn entry(&self) -> Result<MetaEntry> {
+        let key = format!("{START_KEY}{}/{}/{}", self.topic, self.partition, self.offset);
+        Ok((key.into(), bytes(self)?))
+    }
+}
+
+impl Meta {
+    /// What the topology's meta topic holds; `None` where it has never committed.
+    pub fn read(plan: &Plan, log: &dyn Log) -> Result<Option<Self>> {
+        let names = TopicNames::of(plan);
+        if log.partitions(&names.meta)?.is_none() {
+            return Ok(None);
+        }
+        let span = Span::of(log, TopicPartition::new(names.meta, 0))?;
+        let mut entries: Vec<MetaEntry> = Vec::new();
+        read_spans(log, std::slice::from_ref(&span), &|| false, &mut |run| {
+            for index in 0..run.records.len() {
+                let record = run.records.get(index);
+                if let (Some(key), Some(value)) = (record.key, record.value) {
+                    entries.push((key.to_vec(), value.to_vec()));
+                }
+            }
+            Ok::<_, EngineError>(ControlFlow::Continue(()))
+        })?;
+        Self::parse(entries, &span.partition)
+    }
+
+    /// The version that was taken up last.
+    pub fn newest(&self) -> Option<&TopologyVersion> {
+        self.versions.get(self.newest.as_ref()?)
+    }
+
+    fn parse(entries: Vec<MetaEntry>, partition: &TopicPartition) -> Result<Option<Self>> {
+        let mut topology = None;
+        let (mut versions, mut newest) = (BTreeMap::new(), None);
+        let mut starts: Vec<VersionStart> = Vec::new();
+        for (key, value) in entries {
+            let Ok(key) = String::from_utf8(key) else { continue };
+            if key == TOPOLOGY_KEY {
+                topology = Some(MetaRecord::parse(&value, partition)?);
+            } else if key.starts_with(VERSION_KEY) {
+                let version: TopologyVersion = parse(&value, partition)?;
+                newest = Some(version.version.clone());
+                versions.insert(version.version.clone(), version);
+            } else if key.starts_with(START_KEY) {
+                let start: VersionStart = parse(&value, partition)?;
+                // As compaction would: the newest record of a key.
+                starts.retain(|other| {
+                    (&other.topic, other.partition, other.offset)
+                        != (&start.topic, start.partition, start.offset)
+                });
+                starts.push(start);
+            }
+        }
+        Ok(topology.map(|topology| Self { topology, versions, newest, starts }))
+    }
+}
+
+fn bytes(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| EngineError::internal(error.to_string()))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], partition: &TopicPartition) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| EngineError::internal(format!("{partition}: unreadable record: {error}")))
 }

@@ -41,16 +41,18 @@ mod replay;
 mod run;
 mod slot;
 mod topics;
+mod versions;
 mod worker;
 
 pub use ingest::{DeadRecord, LateRecord};
-pub use meta::MetaRecord;
+pub use meta::{Meta, MetaRecord};
 pub use offsets::{Counters, OffsetMetadata};
 pub use progress::{Progress, TaskProgress, TaskRole};
 pub use publish::{Refined, SinkEncoder};
 pub use replay::{ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
 pub use run::{RunOptions, RunReport, run};
 pub use topics::TopicNames;
+pub use versions::{Since, TopologyVersion, VersionStart, refined_ends, since};
 
 use pipeline::Passed;
 

@@ -8,7 +8,7 @@ use crate::time::WATERMARK_MIN;
 
 use super::{EngineError, Result};
 
-const VERSION: u32 = 1;
+const FORMAT: u32 = 1;
 
 /// Every record read is exactly one of these: read = refined + filtered + late + dead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +49,10 @@ impl Counters {
 #[serde(deny_unknown_fields)]
 pub struct OffsetMetadata {
     #[serde(rename = "v")]
-    version: u32,
+    format: u32,
+    /// The version of the topology that committed it; absent where the offset was set by other means.
+    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// The task's watermark; absent before the first one.
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     watermark: Option<Micros>,
@@ -73,7 +76,8 @@ fn is_zero(count: &u64) -> bool {
 impl OffsetMetadata {
     pub fn new(watermark: Micros) -> Self {
         Self {
-            version: VERSION,
+            format: FORMAT,
+            version: None,
             watermark: (watermark != WATERMARK_MIN).then_some(watermark),
             idle: false,
             counters: None,
@@ -97,10 +101,10 @@ impl OffsetMetadata {
             partition: partition.clone(),
             detail: format!("its metadata is {text:?}: {error}"),
         })?;
-        if parsed.version != VERSION {
+        if parsed.format != FORMAT {
             return Err(EngineError::ForeignOffset {
                 partition: partition.clone(),
-                detail: format!("its metadata has version {}, this program reads {VERSION}", parsed.version),
+                detail: format!("its metadata has format {}, this program reads {FORMAT}", parsed.format),
             });
         }
         Ok(parsed)

@@ -17,6 +17,7 @@ use super::keyed::KeyedTask;
 use super::machine::Machine;
 use super::offsets::OffsetMetadata;
 use super::topics::TopicNames;
+use super::versions::VersionStart;
 use super::{EngineError, Outputs, Result, lock};
 
 /// Records folded between two looks at the memory that the fold takes.
@@ -27,6 +28,13 @@ const PARTITION_BITS: u32 = 20;
 pub enum Task {
     Ingest(Box<IngestTask>),
     Keyed(Box<KeyedTask>),
+}
+
+/// A task, ready to go on where its partition stands.
+pub struct Recovered {
+    pub task: Task,
+    /// What this version of the topology has to say of its beginning here.
+    pub version_start: Option<VersionStart>,
 }
 
 /// What tasks are made from.
@@ -48,7 +56,7 @@ pub struct Recovery<'a> {
 
 impl Recovery<'_> {
     /// Makes the task of a partition that the group has assigned to this worker.
-    pub fn task(&self, partition: &TopicPartition) -> Result<Task> {
+    pub fn task(&self, partition: &TopicPartition) -> Result<Recovered> {
         let stage = self.stage_of(partition)?;
         let committed = self.log.committed(&self.names.group, std::slice::from_ref(partition))?;
         let committed = committed.into_iter().next().flatten();
@@ -59,20 +67,27 @@ impl Recovery<'_> {
             Some(position) => Some(OffsetMetadata::parse(&position.metadata, partition)?),
             None => None,
         };
-        match self.plan.stages[stage].input {
+        let task = match self.plan.stages[stage].input {
             StageInput::Source(source) => {
                 let offset = self.source_offset(partition, committed.as_ref())?;
                 let index = origin_index(self.plan, partition);
                 let origin = partition.clone();
                 let task =
                     IngestTask::new(self.plan, stage, source, origin, index, offset, metadata.as_ref())?;
-                Ok(Task::Ingest(Box::new(task)))
+                Task::Ingest(Box::new(task))
             }
             StageInput::Exchange { .. } => {
                 let task = self.keyed(partition, stage, committed.as_ref(), metadata.as_ref())?;
-                Ok(Task::Keyed(Box::new(task)))
+                Task::Keyed(Box::new(task))
             }
-        }
+        };
+        let stands = match &task {
+            Task::Ingest(task) => (task.offset(), task.watermark()),
+            Task::Keyed(task) => (task.offset(), task.watermark()),
+        };
+        let earlier = metadata.as_ref().map(|metadata| metadata.version.as_deref());
+        let version_start = VersionStart::here(self.plan, self.log, partition, stands, earlier)?;
+        Ok(Recovered { task, version_start })
     }
 
     /// A partition without an offset is a new one, unless the whole group has none: then they have expired, and

@@ -15,10 +15,11 @@ use crate::state::Checkpoints;
 
 use super::drift::Drift;
 use super::machine::{LocalMachine, Machine};
-use super::meta::MetaRecord;
+use super::meta::{Meta, MetaEntry, MetaRecord};
 use super::offsets::Counters;
 use super::progress::Progress;
 use super::topics::TopicNames;
+use super::versions::TopologyVersion;
 use super::worker::{Ended, Worker};
 use super::{EngineError, Result};
 
@@ -99,8 +100,8 @@ pub struct Shared {
     pub has_run: bool,
     stop: Arc<AtomicBool>,
     failed: AtomicBool,
-    /// The record that goes into the topology's first transaction.
-    meta: Mutex<Option<Vec<u8>>>,
+    /// What goes into the first transaction of this run.
+    meta: Mutex<Vec<MetaEntry>>,
     keyed_partitions: usize,
 }
 
@@ -110,15 +111,16 @@ impl Shared {
         plan: &Arc<Plan>,
         log: &Arc<dyn Log>,
         options: &RunOptions,
-        meta: Option<&MetaRecord>,
+        meta: Option<&Meta>,
         process: Process,
     ) -> Result<Self> {
         let Process { machine, checkpoints, progress, stop } = process;
-        let names = Arc::new(TopicNames::prepare(plan, &**log, meta)?);
-        let first = match meta {
-            Some(_) => None,
-            None => Some(MetaRecord::new(plan, &names, &**log)?.to_bytes()?),
-        };
+        let names = Arc::new(TopicNames::prepare(plan, &**log, meta.map(|meta| &meta.topology))?);
+        let mut entries = Vec::new();
+        if meta.is_none() {
+            entries.push(MetaRecord::new(plan, &names, &**log)?.entry()?);
+        }
+        entries.extend(new_version(plan, meta)?);
         let exchanges = names.exchanges.iter().flatten();
         let keyed_partitions = exchanges.map(|topic| names.count(topic) as usize).sum();
         let until_end = match options.until_end {
@@ -135,10 +137,10 @@ impl Shared {
             progress,
             drift: Drift::default(),
             until_end,
-            has_run: first.is_none(),
+            has_run: meta.is_some(),
             stop,
             failed: AtomicBool::new(false),
-            meta: Mutex::new(first),
+            meta: Mutex::new(entries),
             keyed_partitions,
         })
     }
@@ -177,11 +179,28 @@ impl Shared {
         self.drift.remove(partition);
     }
 
-    /// The topology's record of itself, until it is committed. Whoever commits holds it meanwhile, so no other
-    /// worker's transaction comes before the one that it is in.
-    pub fn meta(&self) -> Result<MutexGuard<'_, Option<Vec<u8>>>> {
+    /// What the topology has to remember of this run, until it is committed. Whoever commits holds it meanwhile, so
+    /// no other worker's transaction comes before the one that it is in.
+    pub fn meta(&self) -> Result<MutexGuard<'_, Vec<MetaEntry>>> {
         super::lock(&self.meta)
     }
+}
+
+/// What the topology remembers of its version, where that is not the one that was taken up last.
+fn new_version(plan: &Plan, meta: Option<&Meta>) -> Result<Option<MetaEntry>> {
+    let version = TopologyVersion::of(plan);
+    if let Some(newest) = meta.and_then(Meta::newest) {
+        if newest.version == version.version {
+            return Ok(None);
+        }
+        tracing::warn!(
+            "topology '{}' has changed since it ran last, and goes on where it stands; what is in its refined topics \
+             stays as it is:\n{}",
+            plan.name,
+            version.changes_since(newest).join("\n")
+        );
+    }
+    version.entry().map(Some)
 }
 
 /// The ends that `run --until-end` goes to, and who has reached them.
@@ -278,10 +297,10 @@ pub fn run(
 }
 
 /// Refuses a topology that can't run here before anything is made for it; yields what it remembers of itself.
-pub fn admit(plan: &Plan, log: &dyn Log) -> Result<Option<MetaRecord>> {
-    let meta = MetaRecord::read(plan, log)?;
+pub fn admit(plan: &Plan, log: &dyn Log) -> Result<Option<Meta>> {
+    let meta = Meta::read(plan, log)?;
     if let Some(meta) = &meta {
-        meta.check(plan)?;
+        meta.topology.check(plan)?;
     }
     TopicNames::sources(plan, log)?;
     Ok(meta)

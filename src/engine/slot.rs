@@ -15,6 +15,7 @@ use super::progress::{TaskProgress, TaskRole};
 use super::publish::Publisher;
 use super::recovery::Task;
 use super::run::{Shared, UntilEnd};
+use super::versions::VersionStart;
 use super::{Outputs, Result, lock};
 
 pub struct Slot {
@@ -28,10 +29,18 @@ pub struct Slot {
     pub checkpoint: Option<Job<Result<CheckpointStats, StateError>>>,
     /// The end that `run --until-end` set itself is reached and told.
     pub ended_told: bool,
+    /// This version of the topology begins here: to be written in the transaction of the first commit.
+    pub version_start: Option<VersionStart>,
+    version: String,
 }
 
 impl Slot {
-    pub fn new(shared: &Shared, partition: &TopicPartition, task: Task) -> Result<Self> {
+    pub fn new(
+        shared: &Shared,
+        partition: &TopicPartition,
+        task: Task,
+        version_start: Option<VersionStart>,
+    ) -> Result<Self> {
         let exchanges = match &task {
             Task::Ingest(task) => task.exchanges(),
             Task::Keyed(task) => task.exchanges(),
@@ -47,6 +56,8 @@ impl Slot {
             last_checkpoint: now,
             checkpoint: None,
             ended_told: false,
+            version_start,
+            version: shared.plan.version.clone(),
         })
     }
 
@@ -59,10 +70,11 @@ impl Slot {
 
     /// What is committed for the partition.
     pub fn position(&self) -> Position {
-        let metadata = match &self.task {
+        let mut metadata = match &self.task {
             Task::Ingest(task) => task.metadata(),
             Task::Keyed(task) => task.metadata(),
         };
+        metadata.version = Some(self.version.clone());
         Position { offset: self.offset(), metadata: metadata.to_text() }
     }
 
@@ -103,7 +115,10 @@ impl Slot {
         }
     }
 
-    pub fn commit(&mut self) -> Result<()> {
+    pub fn commit(&mut self, offset_sent: bool) -> Result<()> {
+        if offset_sent {
+            self.version_start = None;
+        }
         self.publisher.committed();
         match &mut self.task {
             Task::Ingest(task) => {

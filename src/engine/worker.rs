@@ -20,10 +20,11 @@ use crate::record::{Run, TopicPartition};
 use crate::state::StateError;
 
 use super::checkpointing::{begin_checkpoint, finish_checkpoint};
-use super::meta::META_KEY;
+use super::meta::MetaEntry;
 use super::recovery::{Recovery, Task};
 use super::run::Shared;
 use super::slot::Slot;
+use super::versions::VersionStart;
 use super::{EngineError, Outputs, Result};
 
 /// A worker that has nothing to do looks up this often.
@@ -289,15 +290,15 @@ impl Worker {
             closing: shared.settings.until_end && shared.settings.close,
         };
         let since = self.waiting.get(&partition).copied().unwrap_or_else(|| shared.machine.now());
-        let task = match recovery.task(&partition) {
+        let recovered = match recovery.task(&partition) {
             Err(EngineError::State(StateError::InUse { .. })) if shared.since(since) < HAND_OVER_MAX => {
                 self.waiting.insert(partition, since);
                 return Ok(());
             }
-            task => task?,
+            recovered => recovered?,
         };
         self.waiting.remove(&partition);
-        let mut slot = Slot::new(&shared, &partition, task)?;
+        let mut slot = Slot::new(&shared, &partition, recovered.task, recovered.version_start)?;
         slot.ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
         self.member.start(&partition, slot.offset())?;
         self.report(&partition, &slot);
@@ -397,12 +398,11 @@ impl Worker {
             let any = self.slots.iter().next();
             offsets.extend(any.map(|(partition, slot)| (partition.clone(), slot.position())));
         }
-        let mut meta = Some(self.shared.meta()?).filter(|meta| meta.is_some());
-        if let Some(meta) = meta.as_ref().and_then(|meta| meta.as_ref()) {
-            let record = Outgoing { key: Some(META_KEY), value: Some(meta), ..Outgoing::default() };
-            let partition = TopicPartition::new(Arc::clone(&self.shared.names.meta), 0);
-            self.member.produce(&partition, &[record]).map_err(EngineError::from)?;
-        }
+        let mut meta = Some(self.shared.meta()?).filter(|meta| !meta.is_empty());
+        let mut entries: Vec<MetaEntry> = meta.as_ref().map_or_else(Vec::new, |meta| meta.to_vec());
+        let starts = offsets.iter().filter_map(|(partition, _)| self.slots[partition].version_start.as_ref());
+        entries.extend(starts.map(VersionStart::entry).collect::<Result<Vec<_>>>()?);
+        remember(&self.shared.names.meta, &mut *self.member, &entries)?;
         let committed = match (&self.fence, offsets.is_empty()) {
             (Some(fence), false) => self.member.commit(fence, &offsets),
             // Everything was given up since the epoch began.
@@ -410,7 +410,7 @@ impl Worker {
         };
         committed.map_err(Failure::Commit)?;
         if let Some(meta) = &mut meta {
-            **meta = None;
+            meta.clear();
         }
         drop(meta);
         if let Some(epoch) = self.epoch.take() {
@@ -420,7 +420,7 @@ impl Worker {
         self.aborts = 0;
         self.shared.progress.committed(self.shared.since(began).as_secs_f64());
         for (partition, slot) in &mut self.slots {
-            slot.commit()?;
+            slot.commit(offsets.iter().any(|(sent, _)| sent == partition))?;
             if let (true, Some(until_end)) = (slot.ended_told, until_end) {
                 until_end.done(partition);
             }
@@ -545,6 +545,18 @@ impl Worker {
     fn report(&self, partition: &TopicPartition, slot: &Slot) {
         self.shared.progress.set(partition, slot.progress(&self.shared.plan));
     }
+}
+
+/// Writes into the topology's meta topic.
+fn remember(topic: &Arc<str>, member: &mut dyn Member, entries: &[MetaEntry]) -> Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let records: Vec<Outgoing<'_>> = entries
+        .iter()
+        .map(|(key, value)| Outgoing { key: Some(key), value: Some(value), ..Outgoing::default() })
+        .collect();
+    Ok(member.produce(&TopicPartition::new(Arc::clone(topic), 0), &records)?)
 }
 
 enum Failure {

@@ -304,6 +304,7 @@ impl Planner<'_> {
             grace: 0,
             topic,
             lake,
+            lineage: String::new(),
         })
     }
 
@@ -506,7 +507,7 @@ fn assemble(
     catalog: &Catalog,
     views: &BTreeMap<String, View>,
     checks: Vec<CheckSource>,
-    sinks: Vec<SinkPlan>,
+    mut sinks: Vec<SinkPlan>,
 ) -> Result<Plan, DataFusionError> {
     let mut source_plans = Vec::new();
     for source in sources {
@@ -538,10 +539,15 @@ fn assemble(
         builder.sink(&sink.view, index)?;
     }
     let stages = builder.stages;
+    for sink in &mut sinks {
+        sink.lineage = fingerprint::lineage(sink, sources, &checks, views, settings);
+    }
     let description = fingerprint::describe(&stages, sources, &checks, views, settings);
+    let lineages: Vec<&str> = sinks.iter().map(|sink| sink.lineage.as_str()).collect();
     let mut plan = Plan {
         name: name.into(),
         fingerprint: fingerprint::of(&description),
+        version: fingerprint::of(&format!("{description}\n{}", lineages.join("\n"))),
         description,
         sources: source_plans,
         stages,

@@ -1,4 +1,4 @@
-//! What decides the content of the state, as text, and a hash of it.
+//! What decides the content of the state, and what decides each sink's records, as text, and hashes of it.
 //!
 //! Invariant: comments, the order of keys, columns and views that no aggregate reads, sinks, and the file's
 //! name change neither.
@@ -13,7 +13,7 @@ use datafusion_expr::Expr;
 
 use super::declared::{CheckSource, DeclaredSource, Settings};
 use super::sql::{Step, View};
-use super::{Stage, StageInput};
+use super::{SinkPlan, Stage, StageInput};
 use crate::operator::CheckedOtherwise;
 use crate::record::Micros;
 
@@ -53,47 +53,85 @@ pub(super) fn describe(
         lines.push(format!("  grace {}, retention {}", human(settings.grace), human(settings.retention)));
     }
     for source in sources {
-        let Some(read) = read.get(&source.name) else { continue };
-        lines.push(format!("source {}", source.name));
-        lines.push(format!("  topic {}, format json", source.topic));
-        let mut columns: BTreeSet<&str> = read.iter().map(String::as_str).collect();
-        columns.extend(source.event_time.as_deref());
-        let deciding = |check: &&CheckSource| {
-            check.source == source.name && check.spec.otherwise != CheckedOtherwise::Warn
-        };
-        for check in checks.iter().filter(deciding) {
-            columns.extend(check.columns.iter().map(String::as_str));
+        if let Some(read) = read.get(&source.name) {
+            lines.extend(source_lines(source, read, checks));
         }
-        for column in &source.columns {
-            if columns.contains(column.name.as_str()) || source.strict {
-                lines.push(format!("  column {} {}", column.name, column.ty));
-            }
-        }
-        let first = lines.len() - lines.iter().rev().take_while(|line| line.starts_with("  column ")).count();
-        lines[first..].sort();
-        lines.push(format!("  event time {}", source.event_time.as_deref().unwrap_or("of the log")));
-        lines.push(format!(
-            "  out of orderness {}, at most {} ahead",
-            human(source.out_of_orderness),
-            human(source.max_ahead)
-        ));
-        let mut of_this: Vec<String> = checks
-            .iter()
-            .filter(deciding)
-            .map(|check| {
-                let otherwise =
-                    if check.spec.otherwise == CheckedOtherwise::Drop { "drop" } else { "dead letter" };
-                format!("  check {} (else {otherwise})", check.canonical)
-            })
-            .collect();
-        of_this.sort();
-        lines.extend(of_this);
     }
     let mut text = lines.join("\n");
     if !text.is_empty() {
         text.push('\n');
     }
     text
+}
+
+/// What of a source, and of its checks, decides the rows that those who read these columns of it get.
+fn source_lines(source: &DeclaredSource, read: &BTreeSet<String>, checks: &[CheckSource]) -> Vec<String> {
+    let mut lines = vec![format!("source {}", source.name), format!("  topic {}, format json", source.topic)];
+    let mut columns: BTreeSet<&str> = read.iter().map(String::as_str).collect();
+    columns.extend(source.event_time.as_deref());
+    let deciding: Vec<&CheckSource> = checks
+        .iter()
+        .filter(|check| check.source == source.name && check.spec.otherwise != CheckedOtherwise::Warn)
+        .collect();
+    columns.extend(deciding.iter().flat_map(|check| check.columns.iter().map(String::as_str)));
+    let declared =
+        source.columns.iter().filter(|column| columns.contains(column.name.as_str()) || source.strict);
+    let mut declared: Vec<String> =
+        declared.map(|column| format!("  column {} {}", column.name, column.ty)).collect();
+    declared.sort();
+    lines.extend(declared);
+    lines.push(format!("  event time {}", source.event_time.as_deref().unwrap_or("of the log")));
+    lines.push(format!(
+        "  out of orderness {}, at most {} ahead",
+        human(source.out_of_orderness),
+        human(source.max_ahead)
+    ));
+    let mut of_this: Vec<String> = deciding
+        .iter()
+        .map(|check| {
+            let otherwise =
+                if check.spec.otherwise == CheckedOtherwise::Drop { "drop" } else { "dead letter" };
+            format!("  check {} (else {otherwise})", check.canonical)
+        })
+        .collect();
+    of_this.sort();
+    lines.extend(of_this);
+    lines
+}
+
+/// A line for each thing that decides which refined records a sink writes, down to its source.
+pub(super) fn lineage(
+    sink: &SinkPlan,
+    sources: &[DeclaredSource],
+    checks: &[CheckSource],
+    views: &BTreeMap<String, View>,
+    settings: &Settings,
+) -> String {
+    let mut lines = vec![format!("view {}", sink.view)];
+    if let Some(topic) = &sink.topic {
+        let key: Vec<&str> = topic.key.iter().map(|&at| sink.schema.field(at).name().as_str()).collect();
+        lines.push(format!("  topic {}, key ({})", topic.topic, key.join(", ")));
+    }
+    let mut read: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let (mut at, mut windowed) = (sink.view.to_string(), false);
+    while let Some(view) = views.get(&at) {
+        windowed |= aggregates(view);
+        let (origin, chain) = chain(view, views, &mut read);
+        lines.push(format!("  from {origin}"));
+        lines.extend(chain.into_iter().map(|line| format!("  {line}")));
+        at = origin;
+    }
+    if windowed {
+        lines.push(format!("  grace {}, retention {}", human(settings.grace), human(settings.retention)));
+    }
+    if let Some(source) = sources.iter().find(|source| source.name == at) {
+        lines.extend(source_lines(source, read.get(&at).unwrap_or(&BTreeSet::new()), checks));
+    }
+    lines.join("\n")
+}
+
+fn aggregates(view: &View) -> bool {
+    view.steps.iter().any(|step| matches!(step, Step::Aggregate { .. }))
 }
 
 /// A view's steps from its source, or from the view with state that it reads. Views without state have no
@@ -103,7 +141,6 @@ fn chain(
     views: &BTreeMap<String, View>,
     read: &mut BTreeMap<String, BTreeSet<String>>,
 ) -> (String, Vec<String>) {
-    let aggregates = |view: &View| view.steps.iter().any(|step| matches!(step, Step::Aggregate { .. }));
     let (origin, mut lines) = match views.get(&view.input) {
         Some(input) if aggregates(input) => (view.input.clone(), Vec::new()),
         Some(input) => chain(input, views, read),

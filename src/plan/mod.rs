@@ -68,6 +68,9 @@ pub struct Plan {
     pub name: Arc<str>,
     /// Of all that decides what the state holds: a change makes `run` refuse.
     pub fingerprint: String,
+    /// Of all that decides which records the topology writes: a change is a new version of it, which `run` takes
+    /// up from where it stands.
+    pub version: String,
     /// A canonical text of the plan, a line per thing; what `plan` and the refusal diff.
     pub description: String,
     pub sources: Vec<SourcePlan>,
@@ -199,6 +202,8 @@ pub struct SinkPlan {
     pub grace: Micros,
     pub topic: Option<TopicSink>,
     pub lake: Option<LakeSink>,
+    /// A canonical text of all that decides the view's records, down to its source.
+    pub lineage: String,
 }
 
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::ToolError;
 use super::dead_letters::Filters;
-use crate::engine::{EngineError, MetaRecord, OffsetMetadata, TopicNames};
+use crate::engine::{EngineError, Meta, MetaRecord, OffsetMetadata, TopicNames};
 use crate::log::{Log, LogError, Position};
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
@@ -154,7 +154,7 @@ pub fn reset(
 
 /// Does it.
 pub fn apply(plan: &Plan, log: &dyn Log, options: &ResetOptions) -> Result<ResetReport> {
-    let meta = MetaRecord::read(plan, log)?;
+    let meta = Meta::read(plan, log)?.map(|meta| meta.topology);
     let keyed: Vec<&str> = plan
         .stages
         .iter()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::engine::{Counters, EngineError, MetaRecord, TopicNames};
+use crate::engine::{Counters, EngineError, Meta, TopicNames};
 use crate::log::Log;
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
@@ -81,7 +81,7 @@ pub struct TopicStatus {
 
 impl Status {
     pub fn new(plan: &Plan, log: &dyn Log) -> Result<Self> {
-        let meta = MetaRecord::read(plan, log)?;
+        let meta = Meta::read(plan, log)?.map(|meta| meta.topology);
         let (file, changes) = match meta.as_ref().map(|meta| meta.check(plan)) {
             None => (FileState::NeverRun, None),
             Some(Ok(())) => (FileState::Same, None),

@@ -4,34 +4,34 @@
 //! watermark of every origin at R, idleness ignored: no record after R can change it, so it does not matter
 //! whether the topology is running meanwhile. Compared is the last value of each key (protocol rule R8).
 //!
-//! Invariant: the replay's rows are encoded by the encoder of the live run.
+//! Records of before a version of the topology are another version's doing; where each version begins, the
+//! meta topic says (protocol rule R12).
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::ControlFlow;
+mod collect;
+mod compare;
+mod cut;
+
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use arrow::array::{Array, TimestampMicrosecondArray};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::engine::{
-    EngineError, OffsetMetadata, Progress, ReplayOptions, ReplaySink, SinkEncoder, SinkWriter, TopicNames,
-    replay,
-};
-use crate::log::{Log, LogError, Span, read_spans};
-use crate::plan::{Late, Plan, SinkPlan, StageInput};
-use crate::record::{Batch, Micros, TopicPartition};
+use crate::engine::{EngineError, Progress, ReplayOptions, replay};
+use crate::log::{Log, LogError};
+use crate::plan::{Late, Plan};
+use crate::record::{Micros, TopicPartition};
 use crate::serve::text;
-use crate::time::{WATERMARK_MIN, is_closed};
+use crate::time::WATERMARK_MIN;
 
 use super::cluster;
 use super::{Printer, Stop, ToolError};
 
-/// What a key's last refined record holds; `None`: it was deleted.
-type Live = HashMap<Vec<u8>, Option<Vec<u8>>>;
+use collect::Collected;
+use compare::{Live, compare};
+use cut::Cut;
 
 /// How a view compares.
 #[derive(Debug, Default, Serialize)]
@@ -46,6 +46,8 @@ pub struct ViewReport {
     /// Live rows of windows that are not closed for every origin at the cut; of a view without windows, all,
     /// where the live run has gone on meanwhile.
     pub not_compared: u64,
+    /// Rows that an earlier version of the topology wrote, where this one would have written others.
+    pub earlier_version: u64,
     /// The first differing rows.
     pub differences: Vec<Difference>,
 }
@@ -145,7 +147,8 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
         text::number(report.records)
     ))?;
     for view in &report.views {
-        let verdict = match (view.equal, view.differing, view.pending + view.not_compared) {
+        let left = view.pending + view.not_compared + view.earlier_version;
+        let verdict = match (view.equal, view.differing, left) {
             (0, 0, 1..) => "NOTHING COMPARED YET",
             (_, 0, _) => "EQUAL",
             _ => "DIFFERENT",
@@ -158,6 +161,12 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
             text::number(view.pending),
             text::number(view.not_compared)
         ))?;
+        if view.earlier_version > 0 {
+            out.line(&format!(
+                "  {} rows are of an earlier version of the view, and stay as they were",
+                text::number(view.earlier_version)
+            ))?;
+        }
         for difference in &view.differences {
             out.line(&format!("  key    {}", difference.key))?;
             out.line(&format!("  live   {}", difference.live.as_deref().unwrap_or("no row")))?;
@@ -183,7 +192,8 @@ pub fn verify(
 ) -> Result<VerifyReport, VerifyError> {
     let cut = Cut::take(plan, &**log)?;
     let state_expired = cut.wait_for_keyed(plan, &**log, options.patience)?;
-    let collected = Collected::new(plan);
+    let since = cut.since(plan, &**log)?;
+    let collected = Collected::new(plan, &since);
     let bounded = ReplayOptions {
         late: Late::AsLive,
         until: cut.offsets.clone(),
@@ -192,15 +202,13 @@ pub fn verify(
         scratch: options.scratch.clone(),
     };
     let replayed = replay(plan, log, &bounded, &collected, progress, stop)?;
-    let rows = collected.rows.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut views = Vec::new();
-    for (sink, replayed) in plan.sinks.iter().zip(rows) {
+    for ((sink, replayed), since) in plan.sinks.iter().zip(collected.into_rows()).zip(&since) {
         let Some(topic) = &sink.topic else { continue };
-        let live = read_live(&**log, &topic.topic, !topic.key.is_empty())?;
+        let live = Live::read(&**log, &topic.topic, !topic.key.is_empty(), since.as_ref())?;
         // The live run has gone on: which rows without a window came before the cut, nothing tells.
         let moved = Cut::take(plan, &**log)?.offsets != cut.offsets;
-        let cut = (cut.watermark, moved);
-        let mut view = compare(sink, live, replayed, cut, options.differences_max);
+        let mut view = compare(sink, live, replayed, (cut.watermark, moved), options.differences_max);
         view.view = sink.view.to_string();
         view.topic = topic.topic.to_string();
         views.push(view);
@@ -211,258 +219,4 @@ pub fn verify(
         views,
         state_expired,
     })
-}
-
-/// What the group has committed of the sources.
-struct Cut {
-    offsets: BTreeMap<TopicPartition, i64>,
-    /// The least of all origins' watermarks.
-    watermark: Micros,
-}
-
-impl Cut {
-    fn take(plan: &Plan, log: &dyn Log) -> Result<Self, VerifyError> {
-        let names = TopicNames::of(plan);
-        let meta = crate::engine::MetaRecord::read(plan, log)?;
-        let Some(meta) = meta else { return Err(VerifyError::NothingCommitted(plan.name.to_string())) };
-        meta.check(plan)?;
-        let mut cut = Self { offsets: BTreeMap::new(), watermark: Micros::MAX };
-        for (topic, count) in TopicNames::sources(plan, log)? {
-            let partitions: Vec<_> =
-                (0..count).map(|partition| TopicPartition::new(Arc::clone(&topic), partition)).collect();
-            let committed = log.committed(&names.group, &partitions)?;
-            for (partition, committed) in partitions.into_iter().zip(committed) {
-                let start = log.bounds(&partition)?.start;
-                let began = meta.first_offsets.get(&*topic).and_then(|first| first.get(&partition.partition));
-                let first = began.copied().unwrap_or(0);
-                if start > first {
-                    return Err(VerifyError::Gone { partition, start, first });
-                }
-                let watermark = match &committed {
-                    None => WATERMARK_MIN,
-                    Some(position) => OffsetMetadata::parse(&position.metadata, &partition)?.watermark(),
-                };
-                cut.watermark = cut.watermark.min(watermark);
-                cut.offsets.insert(partition, committed.map_or(start, |position| position.offset));
-            }
-        }
-        Ok(cut)
-    }
-
-    /// Waits until every keyed task has committed past the exchange records of the cut, stage by stage; yields
-    /// how many rows they could not apply.
-    fn wait_for_keyed(&self, plan: &Plan, log: &dyn Log, patience: Duration) -> Result<u64, VerifyError> {
-        let names = TopicNames::of(plan);
-        let mut expired = 0;
-        for (stage, spec) in plan.stages.iter().enumerate() {
-            let StageInput::Exchange { .. } = spec.input else { continue };
-            let topic = names.input_topic(plan, stage);
-            let count = log.partitions(&topic)?.unwrap_or(0);
-            for partition in 0..count {
-                let partition = TopicPartition::new(Arc::clone(&topic), partition);
-                let end = log.bounds(&partition)?.end;
-                let began = Instant::now();
-                loop {
-                    let committed = log.committed(&names.group, std::slice::from_ref(&partition))?;
-                    let committed = committed.into_iter().next().flatten();
-                    let offset = committed.as_ref().map_or(0, |position| position.offset);
-                    let behind = records_between(log, &partition, offset, end)?;
-                    if behind == 0 {
-                        if let Some(position) = committed {
-                            expired += OffsetMetadata::parse(&position.metadata, &partition)?.expired;
-                        }
-                        break;
-                    }
-                    if began.elapsed() > patience {
-                        return Err(VerifyError::NotDrained {
-                            partition,
-                            waited: patience.as_secs(),
-                            behind,
-                        });
-                    }
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-            }
-        }
-        Ok(expired)
-    }
-}
-
-/// Records in `from..until`: transaction markers there are none.
-fn records_between(
-    log: &dyn Log,
-    partition: &TopicPartition,
-    from: i64,
-    until: i64,
-) -> Result<u64, LogError> {
-    let span = Span { partition: partition.clone(), from, to: until };
-    let mut found = 0;
-    read_spans(log, &[span], &|| false, &mut |run| {
-        found += run.records.len() as u64;
-        Ok::<_, LogError>(ControlFlow::Continue(()))
-    })?;
-    Ok(found)
-}
-
-/// The last value of each key; without keys, each value counts by how often it stands there (as its key).
-fn read_live(log: &dyn Log, topic: &str, keyed: bool) -> Result<Live, LogError> {
-    let mut live = Live::new();
-    let mut counts: HashMap<Vec<u8>, u64> = HashMap::new();
-    let spans = Span::of_topic(log, topic)?.unwrap_or_default();
-    read_spans(log, &spans, &|| false, &mut |run| {
-        for index in 0..run.records.len() {
-            let record = run.records.get(index);
-            let value = record.value.map(<[u8]>::to_vec);
-            match (keyed, value) {
-                (true, value) => {
-                    live.insert(record.key.unwrap_or_default().to_vec(), value);
-                }
-                (false, Some(value)) => *counts.entry(value).or_default() += 1,
-                (false, None) => {}
-            }
-        }
-        Ok::<_, LogError>(ControlFlow::Continue(()))
-    })?;
-    for (value, count) in counts {
-        live.insert(value, Some(count.to_string().into_bytes()));
-    }
-    Ok(live)
-}
-
-/// A row of the replay: its encoded value and the end of its window, where it has one.
-struct Replayed {
-    value: Vec<u8>,
-    window_end: Option<Micros>,
-}
-
-type ReplayedRows = HashMap<Vec<u8>, Replayed>;
-
-fn compare(
-    sink: &SinkPlan,
-    mut live: Live,
-    replayed: ReplayedRows,
-    (watermark, moved): (Micros, bool),
-    differences_max: usize,
-) -> ViewReport {
-    let mut report = ViewReport::default();
-    let closed = |end: Option<Micros>| end.map_or(!moved, |end| is_closed(end, sink.grace, watermark));
-    let mut differing = Vec::new();
-    for (key, row) in replayed {
-        match live.remove(&key) {
-            Some(Some(value)) if value == row.value => match closed(row.window_end) {
-                true => report.equal += 1,
-                false => report.not_compared += 1,
-            },
-            Some(Some(value)) => match closed(row.window_end) {
-                true => differing.push((key, Some(value), Some(row.value))),
-                false => report.not_compared += 1,
-            },
-            Some(None) | None => match closed(row.window_end) {
-                true => differing.push((key, None, Some(row.value))),
-                false => report.pending += 1,
-            },
-        }
-    }
-    for (key, value) in live {
-        let Some(value) = value else { continue };
-        match closed(live_window_end(sink, &value)) {
-            true => differing.push((key, Some(value), None)),
-            false => report.not_compared += 1,
-        }
-    }
-    report.differing = differing.len() as u64;
-    differing.sort();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    report.differences = differing
-        .into_iter()
-        .take(differences_max)
-        .map(|(key, live, replay)| Difference {
-            key: text(key),
-            live: live.map(text),
-            replay: replay.map(text),
-        })
-        .collect();
-    report
-}
-
-/// The column that a row's window can be told by, and how far before the window's end it lies.
-fn window_column(sink: &SinkPlan) -> Option<(usize, Micros)> {
-    sink.window_end.map(|column| (column, 0)).or(sink.window_start)
-}
-
-/// The window's end of a refined record that only the live run has, from its value.
-fn live_window_end(sink: &SinkPlan, value: &[u8]) -> Option<Micros> {
-    let (column, before_end) = window_column(sink)?;
-    let name = sink.schema.field(column).name();
-    let value: serde_json::Value = serde_json::from_slice(value).ok()?;
-    let time = value.get(name)?.as_str()?;
-    let time = chrono::DateTime::parse_from_rfc3339(time).ok()?;
-    Some(time.timestamp_micros().saturating_add(before_end))
-}
-
-/// Keeps the replay's rows as the live run would have produced them.
-struct Collected<'a> {
-    plan: &'a Plan,
-    rows: Mutex<Vec<ReplayedRows>>,
-}
-
-impl<'a> Collected<'a> {
-    fn new(plan: &'a Plan) -> Self {
-        Self { plan, rows: Mutex::new(plan.sinks.iter().map(|_| HashMap::new()).collect()) }
-    }
-}
-
-impl ReplaySink for Collected<'_> {
-    fn writer<'a>(&'a self, _task: usize) -> Result<Box<dyn SinkWriter + 'a>, EngineError> {
-        let encoders: Result<Vec<_>, _> =
-            self.plan.sinks.iter().map(|sink| SinkEncoder::new(sink, 1)).collect();
-        let rows = self.plan.sinks.iter().map(|_| HashMap::new()).collect();
-        Ok(Box::new(Collector { into: self, encoders: encoders?, rows, counts: HashMap::new() }))
-    }
-}
-
-struct Collector<'a> {
-    into: &'a Collected<'a>,
-    encoders: Vec<Option<SinkEncoder>>,
-    rows: Vec<ReplayedRows>,
-    /// Rows without a key, by sink and value.
-    counts: HashMap<(usize, Vec<u8>), u64>,
-}
-
-impl SinkWriter for Collector<'_> {
-    fn write(&mut self, sink: usize, batch: &Batch) -> Result<(), EngineError> {
-        let Some(encoder) = &mut self.encoders[sink] else { return Ok(()) };
-        let windows = window_column(&self.into.plan.sinks[sink]).and_then(|(column, before_end)| {
-            let column = batch.rows.column(column).as_any().downcast_ref::<TimestampMicrosecondArray>();
-            Some((column?, before_end))
-        });
-        let (rows, counts, mut row) = (&mut self.rows[sink], &mut self.counts, 0);
-        encoder.encode(batch, |refined| {
-            let window_end = windows
-                .filter(|(times, _)| times.is_valid(row))
-                .map(|(times, before_end)| times.value(row).saturating_add(before_end));
-            row += 1;
-            let value = refined.value.unwrap_or_default().to_vec();
-            match refined.key {
-                Some(key) => {
-                    rows.insert(key.to_vec(), Replayed { value, window_end });
-                }
-                None => *counts.entry((sink, value)).or_default() += 1,
-            }
-        })
-    }
-
-    fn finish(self: Box<Self>) -> Result<(), EngineError> {
-        let mut all = self.into.rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (sink, rows) in self.rows.into_iter().enumerate() {
-            all[sink].extend(rows);
-        }
-        for ((sink, value), count) in self.counts {
-            let row = all[sink].entry(value).or_insert(Replayed { value: b"0".to_vec(), window_end: None });
-            let before: u64 =
-                std::str::from_utf8(&row.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-            row.value = (before + count).to_string().into_bytes();
-        }
-        Ok(())
-    }
 }

@@ -16,3 +16,4 @@ mod oracle;
 mod project;
 mod support;
 mod tidy;
+mod versions;

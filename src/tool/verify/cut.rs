@@ -1,0 +1,123 @@
+//! The cut R of a comparison: what the group has committed of the sources, and the wait until every keyed task
+//! is past it.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::VerifyError;
+use crate::engine::{Meta, OffsetMetadata, Since, TopicNames, VersionStart, refined_ends, since};
+use crate::log::{Log, LogError, Span, read_spans};
+use crate::plan::{Plan, StageInput};
+use crate::record::{Micros, TopicPartition};
+use crate::time::WATERMARK_MIN;
+
+/// What the group has committed of the sources.
+pub struct Cut {
+    pub offsets: BTreeMap<TopicPartition, i64>,
+    /// The least of all origins' watermarks.
+    pub watermark: Micros,
+}
+
+impl Cut {
+    pub fn take(plan: &Plan, log: &dyn Log) -> Result<Self, VerifyError> {
+        let names = TopicNames::of(plan);
+        let meta = Meta::read(plan, log)?;
+        let Some(Meta { topology: meta, .. }) = meta else {
+            return Err(VerifyError::NothingCommitted(plan.name.to_string()));
+        };
+        meta.check(plan)?;
+        let mut cut = Self { offsets: BTreeMap::new(), watermark: Micros::MAX };
+        for (topic, count) in TopicNames::sources(plan, log)? {
+            let partitions: Vec<_> =
+                (0..count).map(|partition| TopicPartition::new(Arc::clone(&topic), partition)).collect();
+            let committed = log.committed(&names.group, &partitions)?;
+            for (partition, committed) in partitions.into_iter().zip(committed) {
+                let start = log.bounds(&partition)?.start;
+                let began = meta.first_offsets.get(&*topic).and_then(|first| first.get(&partition.partition));
+                let first = began.copied().unwrap_or(0);
+                if start > first {
+                    return Err(VerifyError::Gone { partition, start, first });
+                }
+                let watermark = match &committed {
+                    None => WATERMARK_MIN,
+                    Some(position) => OffsetMetadata::parse(&position.metadata, &partition)?.watermark(),
+                };
+                cut.watermark = cut.watermark.min(watermark);
+                cut.offsets.insert(partition, committed.map_or(start, |position| position.offset));
+            }
+        }
+        Ok(cut)
+    }
+
+    /// Waits until every keyed task has committed past the exchange records of the cut, stage by stage; yields
+    /// how many rows they could not apply.
+    pub fn wait_for_keyed(&self, plan: &Plan, log: &dyn Log, patience: Duration) -> Result<u64, VerifyError> {
+        let names = TopicNames::of(plan);
+        let mut expired = 0;
+        for (stage, spec) in plan.stages.iter().enumerate() {
+            let StageInput::Exchange { .. } = spec.input else { continue };
+            let topic = names.input_topic(plan, stage);
+            let count = log.partitions(&topic)?.unwrap_or(0);
+            for partition in 0..count {
+                let partition = TopicPartition::new(Arc::clone(&topic), partition);
+                let end = log.bounds(&partition)?.end;
+                let began = Instant::now();
+                loop {
+                    let committed = log.committed(&names.group, std::slice::from_ref(&partition))?;
+                    let committed = committed.into_iter().next().flatten();
+                    let offset = committed.as_ref().map_or(0, |position| position.offset);
+                    let behind = records_between(log, &partition, offset, end)?;
+                    if behind == 0 {
+                        if let Some(position) = committed {
+                            expired += OffsetMetadata::parse(&position.metadata, &partition)?.expired;
+                        }
+                        break;
+                    }
+                    if began.elapsed() > patience {
+                        return Err(VerifyError::NotDrained {
+                            partition,
+                            waited: patience.as_secs(),
+                            behind,
+                        });
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+        Ok(expired)
+    }
+
+    /// From where on each sink's view is what the plan says (rule R12).
+    pub fn since(&self, plan: &Plan, log: &dyn Log) -> Result<Vec<Option<Since>>, VerifyError> {
+        let Some(meta) = Meta::read(plan, log)? else { return Ok(vec![None; plan.sinks.len()]) };
+        let refined = refined_ends(plan, log)?;
+        // A partition that has committed nothing of this version yet will begin with it where it stands.
+        let now = |last: &VersionStart| {
+            let partition = TopicPartition::new(Arc::clone(&last.topic), last.partition);
+            let offset = self.offsets.get(&partition).copied().unwrap_or(i64::MAX);
+            let watermark = Some(self.watermark).filter(|&watermark| watermark != WATERMARK_MIN);
+            Ok(VersionStart { offset, watermark, refined: refined.clone(), ..last.clone() })
+        };
+        let sinks = 0..plan.sinks.len();
+        let since = sinks.map(|sink| since(plan, sink, &meta.versions, &meta.starts, now));
+        Ok(since.collect::<Result<_, _>>()?)
+    }
+}
+
+/// Records in `from..until`: transaction markers there are none.
+fn records_between(
+    log: &dyn Log,
+    partition: &TopicPartition,
+    from: i64,
+    until: i64,
+) -> Result<u64, LogError> {
+    let span = Span { partition: partition.clone(), from, to: until };
+    let mut found = 0;
+    read_spans(log, &[span], &|| false, &mut |run| {
+        found += run.records.len() as u64;
+        Ok::<_, LogError>(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
