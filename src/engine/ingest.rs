@@ -6,7 +6,7 @@
 //! Invariant: every record read is counted as exactly one of dead, refined, late, filtered.
 //! Invariant: what a record does depends on the records of its own partition before it and on nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use arrow::array::{Array, TimestampMicrosecondArray};
@@ -15,7 +15,7 @@ use arrow::datatypes::TimeUnit;
 use crate::codec::json::JsonDecoder;
 use crate::operator::{Check, Operator, Output, SharedState};
 use crate::plan::Plan;
-use crate::record::{Batch, Micros, Origin, OwnedRecord, Run, SourceRows};
+use crate::record::{Batch, Micros, Origin, OwnedRecord, RecordRef, Run, SourceRows};
 use crate::state::{MemoryStore, TaskState};
 use crate::time::{WATERMARK_MIN, WatermarkTracker};
 
@@ -50,6 +50,8 @@ enum Outcome {
     Late,
     Refined,
     Dead,
+    /// Dead, with a letter that was redriven since: nothing but its watermark counts here.
+    Redriven,
 }
 
 /// The share of rejects among the last records, against `max_reject_ratio`.
@@ -92,6 +94,8 @@ pub struct IngestTask {
     source: usize,
     origin: Origin,
     origin_index: u32,
+    /// Offsets of this partition whose dead letters were redriven.
+    redriven: Arc<BTreeSet<i64>>,
     decoder: JsonDecoder,
     checks: Option<Check>,
     pipeline: Pipeline,
@@ -131,6 +135,7 @@ impl IngestTask {
             source,
             origin,
             origin_index,
+            redriven: Arc::default(),
             checks,
             pipeline,
             told: None,
@@ -139,6 +144,12 @@ impl IngestTask {
             now: position,
             passed: Passed::default(),
         })
+    }
+
+    /// Leaves the originals of redriven letters as dead as they were.
+    pub fn skipping(mut self, redriven: Arc<BTreeSet<i64>>) -> Self {
+        self.redriven = redriven;
+        self
     }
 
     fn operators(plan: &Plan, stage: usize, source: usize) -> Result<(Option<Check>, Pipeline)> {
@@ -251,12 +262,18 @@ impl IngestTask {
     fn decode(&mut self, run: &Run, outcomes: &mut [Outcome], outputs: &mut Outputs) -> Result<Batch> {
         let spec = &self.plan.sources[self.source];
         let count = run.records.len();
+        let redriven = |offset| !self.redriven.is_empty() && self.redriven.contains(&offset);
         for (index, outcome) in outcomes.iter_mut().enumerate() {
-            match run.records.get(index).value {
+            let RecordRef { offset, value, .. } = run.records.get(index);
+            match value {
                 // A tombstone on a stream deletes nothing: it is filtered.
                 None => self.decoder.push_null(),
                 Some(value) => {
                     if let Err(reject) = self.decoder.push(value) {
+                        if redriven(offset) {
+                            *outcome = Outcome::Redriven;
+                            continue;
+                        }
                         *outcome = Outcome::Dead;
                         outputs.dead.push(DeadRecord {
                             source: run.partition.clone(),
@@ -288,7 +305,7 @@ impl IngestTask {
         let mut kept: Vec<u32> = Vec::with_capacity(count);
         for (index, outcome) in outcomes.iter_mut().enumerate() {
             let record = run.records.get(index);
-            if *outcome == Outcome::Dead || record.value.is_none() {
+            if matches!(outcome, Outcome::Dead | Outcome::Redriven) || record.value.is_none() {
                 continue;
             }
             let log_time = record.timestamp_ms.saturating_mul(1000);
@@ -303,12 +320,22 @@ impl IngestTask {
                 reason: reason.into(),
                 message,
             };
+            let ahead = |event_time: Micros| {
+                record.timestamp_ms >= 0 && event_time > log_time.saturating_add(spec.max_ahead)
+            };
+            if redriven(record.offset) {
+                *outcome = Outcome::Redriven;
+                if let Some(event_time) = event_time.filter(|&event_time| !ahead(event_time)) {
+                    self.now.tracker.observe(event_time);
+                }
+                continue;
+            }
             let Some(event_time) = event_time else {
                 *outcome = Outcome::Dead;
                 outputs.dead.push(dead("no_event_time", "the event time is null or missing".into()));
                 continue;
             };
-            if record.timestamp_ms >= 0 && event_time > log_time.saturating_add(spec.max_ahead) {
+            if ahead(event_time) {
                 *outcome = Outcome::Dead;
                 let ahead = humantime_micros(event_time.saturating_sub(log_time));
                 let message =
@@ -405,6 +432,10 @@ impl IngestTask {
                 Outcome::Late => counters.late += 1,
                 Outcome::Refined => counters.refined += 1,
                 Outcome::Dead => counters.dead += 1,
+                Outcome::Redriven => {
+                    counters.dead += 1;
+                    continue; // a reject of an earlier reading
+                }
             }
             self.now.rejects.observe(*outcome == Outcome::Dead);
             if *outcome == Outcome::Dead && self.now.rejects.exceeds(ratio_max) {

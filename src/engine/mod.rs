@@ -13,6 +13,7 @@
 //! machine.rs            what a process takes from its machine: time, threads, a state directory
 //! replay.rs             the same tasks on bounded offsets with the exchange in memory
 //! offsets.rs, meta.rs   what rides with offsets; what the topology remembers of itself
+//! redriven.rs           which originals were redriven, and are not to be counted again
 //! ```
 //! Invariant: `run` and `replay` step the same tasks; they differ in where input comes from and outputs go.
 //! Invariant: nothing is checkpointed before it is committed.
@@ -37,6 +38,7 @@ mod pipeline;
 mod progress;
 mod publish;
 mod recovery;
+mod redriven;
 mod replay;
 mod run;
 mod slot;
@@ -49,9 +51,10 @@ pub use meta::{Meta, MetaRecord};
 pub use offsets::{Counters, OffsetMetadata};
 pub use progress::{Progress, TaskProgress, TaskRole};
 pub use publish::{Refined, SinkEncoder};
+pub use redriven::{RedriveEntry, Redriven};
 pub use replay::{ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
 pub use run::{RunOptions, RunReport, run};
-pub use topics::TopicNames;
+pub use topics::{TopicNames, redriven_topic};
 pub use versions::{Since, TopologyVersion, VersionStart, refined_ends, since};
 
 use pipeline::Passed;
@@ -131,6 +134,8 @@ pub enum EngineError {
     Exchange { detail: String },
     #[error("{partition} at offset {offset} holds no message of this topology's exchange: {detail}")]
     ForeignExchange { partition: TopicPartition, offset: i64, detail: String },
+    #[error("{partition} at offset {offset} holds no entry of a redrive: {detail}")]
+    ForeignRedriven { partition: TopicPartition, offset: i64, detail: String },
     #[error(
         "{partition}: the committed offset was moved by another tool ({detail}); set it with: headwater reset"
     )]

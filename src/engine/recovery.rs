@@ -16,6 +16,7 @@ use super::ingest::IngestTask;
 use super::keyed::KeyedTask;
 use super::machine::Machine;
 use super::offsets::OffsetMetadata;
+use super::redriven::Redriven;
 use super::topics::TopicNames;
 use super::versions::VersionStart;
 use super::{EngineError, Outputs, Result, lock};
@@ -46,6 +47,8 @@ pub struct Recovery<'a> {
     pub checkpoints: Option<&'a Checkpoints>,
     /// Bytes of uncommitted-to-disk state at which a fold checkpoints.
     pub state_budget: usize,
+    /// Originals that are not to be counted again, where the topology reads from its beginning once more.
+    pub redriven: &'a Redriven,
     /// Looked at during the fold, which may take long.
     pub must_stop: &'a dyn Fn() -> bool,
     /// The topology had committed something before this process came.
@@ -74,7 +77,7 @@ impl Recovery<'_> {
                 let origin = partition.clone();
                 let task =
                     IngestTask::new(self.plan, stage, source, origin, index, offset, metadata.as_ref())?;
-                Task::Ingest(Box::new(task))
+                Task::Ingest(Box::new(task.skipping(self.redriven.of(partition))))
             }
             StageInput::Exchange { .. } => {
                 let task = self.keyed(partition, stage, committed.as_ref(), metadata.as_ref())?;

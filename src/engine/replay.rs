@@ -33,6 +33,7 @@ use super::offsets::Counters;
 use super::pipeline::{ExchangePort, keyed_aggregate};
 use super::progress::{Progress, TaskProgress, TaskRole};
 use super::recovery::origin_index;
+use super::redriven::Redriven;
 use super::topics::TopicNames;
 use super::{EngineError, Outputs, Result, lock};
 
@@ -141,6 +142,7 @@ struct Shared<'a> {
     plan: Arc<Plan>,
     log: Arc<dyn Log>,
     names: TopicNames,
+    redriven: Redriven,
     sink: &'a dyn ReplaySink,
     progress: &'a Progress,
     stop: &'a AtomicBool,
@@ -208,6 +210,7 @@ impl<'a> Shared<'a> {
             _ => None,
         };
         Ok(Self {
+            redriven: Redriven::read(&plan.name, &**log)?,
             plan,
             log: Arc::clone(log),
             names,
@@ -283,7 +286,8 @@ impl<'a> Shared<'a> {
             };
             let (from, until) = self.bounds[&partition];
             let index = origin_index(&self.plan, &partition);
-            let task = IngestTask::new(&self.plan, stage, source, partition.clone(), index, from, None)?;
+            let task = IngestTask::new(&self.plan, stage, source, partition.clone(), index, from, None)?
+                .skipping(self.redriven.of(&partition));
             let forward = Forward::new(self, &partition, task.exchanges(), &ports[stage])?;
             let input = Input { task, stage, until, unflushed: 0, paused: false, done: false };
             inputs.entry(partition).or_default().push((input, forward));

@@ -18,6 +18,7 @@ use super::machine::{LocalMachine, Machine};
 use super::meta::{Meta, MetaEntry, MetaRecord};
 use super::offsets::Counters;
 use super::progress::Progress;
+use super::redriven::Redriven;
 use super::topics::TopicNames;
 use super::versions::TopologyVersion;
 use super::worker::{Ended, Worker};
@@ -96,6 +97,7 @@ pub struct Shared {
     pub progress: Progress,
     pub drift: Drift,
     pub until_end: Option<UntilEnd>,
+    pub redriven: Redriven,
     /// It had committed something before this run.
     pub has_run: bool,
     stop: Arc<AtomicBool>,
@@ -128,6 +130,7 @@ impl Shared {
             false => None,
         };
         Ok(Self {
+            redriven: Redriven::read(&plan.name, &**log)?,
             plan: Arc::clone(plan),
             log: Arc::clone(log),
             names,

@@ -15,6 +15,11 @@ const EXCHANGE_PARTITIONS_MIN: i32 = 4;
 const HEADER_BYTES: i64 = 64 * 1024;
 const MESSAGE_BYTES_DEFAULT: i64 = 1_048_588;
 
+/// Where a topology keeps which dead letters were redriven.
+pub fn redriven_topic(topology: &str) -> String {
+    format!("{topology}.redriven")
+}
+
 /// A topology's own topics and the partition counts of all that it reads and writes.
 #[derive(Clone, Debug)]
 pub struct TopicNames {
@@ -169,7 +174,7 @@ impl TopicNames {
 }
 
 /// Topics that Headwater creates stamp records as they are appended (rule R5).
-fn spec(name: &str, partitions: i32, config: &[(&str, String)]) -> TopicSpec {
+pub(super) fn spec(name: &str, partitions: i32, config: &[(&str, String)]) -> TopicSpec {
     let mut all = BTreeMap::from([("message.timestamp.type".to_string(), "LogAppendTime".to_string())]);
     all.extend(config.iter().map(|(name, value)| (name.to_string(), value.clone())));
     TopicSpec { name: name.to_string(), partitions, config: all }

@@ -285,6 +285,7 @@ impl Worker {
             machine: &*shared.machine,
             checkpoints: shared.checkpoints.as_deref(),
             state_budget: shared.task_budget(),
+            redriven: &shared.redriven,
             must_stop: &|| shared.must_stop(),
             has_run: shared.has_run,
             closing: shared.settings.until_end && shared.settings.close,

@@ -133,6 +133,9 @@ pub trait Log: Send + Sync {
     fn reader(&self) -> Result<Box<dyn Reader>>;
     fn producer(&self) -> Result<Box<dyn Producer>>;
     fn member(&self, options: &MemberOptions) -> Result<Box<dyn Member>>;
+    /// A transactional producer outside any group. Its predecessor under the same id is fenced, and what that one
+    /// left open is decided when this returns.
+    fn transactor(&self, id: &str, timeout: Duration) -> Result<Box<dyn Transactor>>;
     /// Commits offsets of a group that has no live member, outside any transaction (`reset --to`).
     fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()>;
 }
@@ -153,6 +156,14 @@ pub trait Producer: Send {
     fn produce(&mut self, to: &TopicPartition, records: &[Outgoing<'_>]) -> Result<()>;
     /// Waits until everything handed over is acknowledged; the first failure is the error.
     fn flush(&mut self, timeout: Duration) -> Result<()>;
+}
+
+/// A transactional producer outside any group: fenced by its id alone.
+pub trait Transactor: Send {
+    fn begin(&mut self) -> Result<()>;
+    fn produce(&mut self, to: &TopicPartition, records: &[Outgoing<'_>]) -> Result<()>;
+    fn commit(&mut self) -> Result<(), CommitError>;
+    fn abort(&mut self) -> Result<()>;
 }
 
 /// A worker's member: see the diagram above. Only the worker's own thread calls it.

@@ -1,7 +1,13 @@
-//! `headwater dlq list|show`: what could not be processed, why, and where it came from.
+//! `headwater dlq`: what could not be processed, why, and where it came from; and what becomes of it.
+//!
+//! - `redrive`, `edits`: back to where it came from, as it was or corrected
+//! - `purge`: deleted
 //!
 //! Invariant: reads to the last stable end as it is at the start, and never waits for more.
 
+mod edits;
+mod purge;
+mod redrive;
 #[cfg(test)]
 mod tests;
 
@@ -14,9 +20,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 
 use super::ToolError;
+use crate::engine::{EngineError, Redriven};
 use crate::log::{Log, LogError, Span, read_spans};
 use crate::record::{Header, OwnedRecord, TopicPartition};
 use crate::serve::text;
+
+pub use edits::Edits;
+pub use purge::{PurgeOptions, purge};
+pub use redrive::{RedriveOptions, redrive};
 
 const SOURCE_TOPIC: &str = "__connect.errors.topic";
 const SOURCE_PARTITION: &str = "__connect.errors.partition";
@@ -38,6 +49,8 @@ pub enum DeadLetterError {
     BadSince(String),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 }
@@ -46,6 +59,7 @@ impl From<DeadLetterError> for ToolError {
     fn from(error: DeadLetterError) -> Self {
         match error {
             DeadLetterError::Log(error) => error.into(),
+            DeadLetterError::Engine(error) => error.into(),
             DeadLetterError::Output(error) => super::status::output_error(error),
             wrong => ToolError::input(wrong.to_string()),
         }
@@ -59,6 +73,8 @@ pub struct Filters {
     pub reason: Option<String>,
     /// Dead since: log timestamp in milliseconds since 1970.
     pub since_ms: Option<i64>,
+    /// Dead before: log timestamp in milliseconds since 1970.
+    pub before_ms: Option<i64>,
     /// Partition of the dead letter topic.
     pub partition: Option<i32>,
     /// Offset in the dead letter topic.
@@ -123,6 +139,12 @@ impl DeadLetter {
         }
     }
 
+    fn is_in(&self, redriven: &Redriven) -> bool {
+        self.source.as_ref().is_some_and(|source| {
+            redriven.contains(&TopicPartition::new(source.topic.as_str(), source.partition), source.offset)
+        })
+    }
+
     fn place(&self) -> String {
         format!("{}@{}", self.position, self.offset)
     }
@@ -134,7 +156,7 @@ impl DeadLetter {
 }
 
 impl Filters {
-    /// `--since`: a duration back from `now_ms`, or a time; without a zone UTC.
+    /// `--since`, `--before`: a duration back from `now_ms`, or a time; without a zone UTC.
     pub fn since(text: &str, now_ms: i64) -> Result<i64> {
         if let Ok(duration) = humantime::parse_duration(text) {
             return Ok(now_ms.saturating_sub(duration.as_millis() as i64));
@@ -157,20 +179,22 @@ impl Filters {
         };
         self.reason.as_deref().is_none_or(class)
             && self.since_ms.is_none_or(|since| letter.timestamp_ms >= since)
+            && self.before_ms.is_none_or(|before| letter.timestamp_ms < before)
             && self.offset.is_none_or(|offset| letter.offset == offset)
     }
 }
 
 /// Calls `each` with the dead letters that match, by partition and offset, until it breaks.
-pub fn visit(
+pub fn visit<E: From<DeadLetterError> + From<LogError>>(
     log: &dyn Log,
     topology: &str,
     filters: &Filters,
-    each: &mut dyn FnMut(DeadLetter) -> Result<ControlFlow<()>>,
-) -> Result<()> {
+    each: &mut dyn FnMut(DeadLetter) -> Result<ControlFlow<()>, E>,
+) -> Result<(), E> {
     let topic = format!("{topology}.dead");
     let Some(count) = log.partitions(&topic)? else {
-        return Err(DeadLetterError::NoTopic { topology: topology.to_string(), topic, log: log.name() });
+        let log = log.name();
+        return Err(DeadLetterError::NoTopic { topology: topology.to_string(), topic, log }.into());
     };
     for partition in 0..count {
         if filters.partition.is_some_and(|wanted| wanted != partition) {
@@ -194,7 +218,7 @@ pub fn visit(
                     break;
                 }
             }
-            Ok::<_, DeadLetterError>(broke)
+            Ok::<_, E>(broke)
         })?;
         if broke.is_break() {
             break;
@@ -206,12 +230,16 @@ pub fn visit(
 /// One line each, and how many there are of each reason; or one JSON object a line.
 pub fn list(log: &dyn Log, topology: &str, filters: &Filters, out: &mut dyn Write, json: bool) -> Result<()> {
     let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
+    let redriven = Redriven::read(topology, log)?;
     visit(log, topology, filters, &mut |letter| {
         if json {
-            object(out, &Listed::new(&letter))?;
+            object(out, &Listed::new(&letter, &redriven))?;
         } else {
             let DeadLetter { stage, reason, message, attempt, .. } = &letter;
-            let again = if *attempt > 1 { format!("  attempt {attempt}") } else { String::new() };
+            let mut again = if *attempt > 1 { format!("  attempt {attempt}") } else { String::new() };
+            if letter.is_in(&redriven) {
+                again.push_str("  redriven");
+            }
             let (stage, reason) = (text::printable(stage), text::printable(reason));
             let (place, from, at) = (letter.place(), letter.from(), text::time_ms(letter.timestamp_ms));
             writeln!(
@@ -221,7 +249,7 @@ pub fn list(log: &dyn Log, topology: &str, filters: &Filters, out: &mut dyn Writ
             )?;
         }
         *reasons.entry(letter.reason).or_default() += 1;
-        Ok(ControlFlow::Continue(()))
+        Ok::<_, DeadLetterError>(ControlFlow::Continue(()))
     })?;
     if !json {
         let total = text::count(reasons.values().sum(), "dead letter");
@@ -240,17 +268,18 @@ pub fn list(log: &dyn Log, topology: &str, filters: &Filters, out: &mut dyn Writ
 /// Dead letters whole, with headers and value. None that matches is an error.
 pub fn show(log: &dyn Log, topology: &str, filters: &Filters, out: &mut dyn Write, json: bool) -> Result<()> {
     let mut shown = 0;
+    let redriven = Redriven::read(topology, log)?;
     visit(log, topology, filters, &mut |letter| {
         if json {
-            object(out, &Listed::new(&letter))?;
+            object(out, &Listed::new(&letter, &redriven))?;
         } else {
             if shown > 0 {
                 writeln!(out)?;
             }
-            show_text(&letter, out)?;
+            show_text(&letter, letter.is_in(&redriven), out)?;
         }
         shown += 1;
-        Ok(ControlFlow::Continue(()))
+        Ok::<_, DeadLetterError>(ControlFlow::Continue(()))
     })?;
     match shown {
         0 => Err(DeadLetterError::NoMatch(topology.to_string())),
@@ -258,7 +287,7 @@ pub fn show(log: &dyn Log, topology: &str, filters: &Filters, out: &mut dyn Writ
     }
 }
 
-fn show_text(letter: &DeadLetter, out: &mut dyn Write) -> Result<()> {
+fn show_text(letter: &DeadLetter, redriven: bool, out: &mut dyn Write) -> Result<()> {
     let fields = [
         ("dead letter", letter.place()),
         ("died", text::time_ms(letter.timestamp_ms)),
@@ -267,6 +296,7 @@ fn show_text(letter: &DeadLetter, out: &mut dyn Write) -> Result<()> {
         ("reason", text::printable(&letter.reason)),
         ("message", text::printable(&letter.message)),
         ("attempt", letter.attempt.to_string()),
+        ("redriven", if redriven { "yes" } else { "no" }.to_string()),
         ("key", readable(letter.key.as_deref())),
     ];
     for (name, value) in fields {
@@ -308,6 +338,7 @@ struct Listed<'a> {
     reason: &'a str,
     message: &'a str,
     attempt: u32,
+    redriven: bool,
     key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_encoding: Option<&'static str>,
@@ -326,7 +357,7 @@ struct ListedHeader<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn new(letter: &'a DeadLetter) -> Self {
+    fn new(letter: &'a DeadLetter, redriven: &Redriven) -> Self {
         let (key, key_encoding) = encoded(letter.key.as_deref());
         let (value, value_encoding) = encoded(letter.value.as_deref());
         let header = |header: &'a Header| {
@@ -343,6 +374,7 @@ impl<'a> Listed<'a> {
             reason: &letter.reason,
             message: &letter.message,
             attempt: letter.attempt,
+            redriven: letter.is_in(redriven),
             key,
             key_encoding,
             value,

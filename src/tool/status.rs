@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::engine::{Counters, EngineError, Meta, TopicNames};
+use crate::engine::{Counters, EngineError, Meta, TopicNames, redriven_topic};
 use crate::log::Log;
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
@@ -272,6 +272,10 @@ fn topics(plan: &Plan, log: &dyn Log) -> Result<Vec<TopicStatus>> {
         plan.sinks.iter().filter_map(|sink| Some((Arc::clone(&sink.topic.as_ref()?.topic), "refined"))),
     );
     roles.extend([(names.dead, "dead"), (names.late, "late"), (names.meta, "meta")]);
+    let redriven = redriven_topic(&plan.name);
+    if log.partitions(&redriven)?.is_some() {
+        roles.push((redriven.into(), "redriven"));
+    }
     let mut seen: BTreeMap<Arc<str>, ()> = BTreeMap::new();
     roles.retain(|(topic, _)| seen.insert(Arc::clone(topic), ()).is_none());
     let mut topics = Vec::new();

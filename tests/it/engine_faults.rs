@@ -10,7 +10,7 @@ use headwater::engine::{EngineError, Progress, RunOptions, RunReport, run};
 use headwater::log::memory::MemoryLog;
 use headwater::log::{
     Bounds, CommitError, Event, Fence, Log, LogError, Member, MemberOptions, Outgoing, Position, Producer,
-    Reader, Result, TopicInfo, TopicSpec,
+    Reader, Result, TopicInfo, TopicSpec, Transactor,
 };
 use headwater::plan::Plan;
 use headwater::record::TopicPartition;
@@ -85,6 +85,9 @@ impl Log for ScriptedLog {
     fn member(&self, options: &MemberOptions) -> Result<Box<dyn Member>> {
         let (inner, script) = (self.inner.member(options)?, Arc::clone(&self.script));
         Ok(Box::new(ScriptedMember { inner, script, held: Vec::new() }))
+    }
+    fn transactor(&self, id: &str, timeout: Duration) -> Result<Box<dyn Transactor>> {
+        self.inner.transactor(id, timeout)
     }
     fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {
         self.inner.commit_offsets(group, offsets)

@@ -57,6 +57,7 @@ conformance! {
     transactions::offsets_and_metadata_with_the_records,
     transactions::no_commit_without_offsets,
     transactions::a_record_too_large_aborts_and_the_next_commits,
+    transactions::outside_any_group_a_successor_fences_and_decides,
     members::nothing_is_read_before_start,
     members::started_again_elsewhere,
     members::two_split_the_partitions_and_one_leaves,

@@ -14,6 +14,7 @@ mod lake;
 mod log_conformance;
 mod oracle;
 mod project;
+mod redrive;
 mod support;
 mod tidy;
 mod versions;

@@ -37,13 +37,7 @@ impl KafkaMember {
     /// Fences the predecessor of the same instance, then joins the group.
     pub fn join(consumer: Client, producer: Client, options: MemberOptions, secure: bool) -> Result<Self> {
         let sender = Sender::new(producer)?;
-        let client = sender.client.clone();
-        let what = format!("start transactions as '{}'", options.instance);
-        retry(&client.brokers, INIT_TIMEOUT, |rest| {
-            // SAFETY: a live transactional producer.
-            unsafe { sys::rd_kafka_init_transactions(client.raw(), millis(rest)) }
-        })
-        .map_err(|failure| client.error(failure.code, &what, &failure.text))?;
+        init_transactions(&sender.client, &options.instance)?;
         let consumer = Consumer::new(consumer)?;
         let topics: Vec<TopicPartition> =
             options.topics.iter().map(|topic| TopicPartition::new(topic.as_str(), -1)).collect();
@@ -111,9 +105,18 @@ impl Drop for KafkaMember {
     }
 }
 
+/// Fences whoever had this transactional id before, once what that one left open is decided.
+pub(super) fn init_transactions(client: &Client, id: &str) -> Result<()> {
+    retry(&client.brokers, INIT_TIMEOUT, |rest| {
+        // SAFETY: a live transactional producer.
+        unsafe { sys::rd_kafka_init_transactions(client.raw(), millis(rest)) }
+    })
+    .map_err(|failure| client.error(failure.code, &format!("start transactions as '{id}'"), &failure.text))
+}
+
 /// Repeats a call that may be repeated, and resumes one that takes long, until it succeeds or the time is over.
 /// The call is told for how long it may wait.
-fn retry(
+pub(super) fn retry(
     brokers: &str,
     timeout: Duration,
     mut call: impl FnMut(Duration) -> *mut sys::rd_kafka_error_t,

@@ -5,6 +5,7 @@
 //! - `reader`, `messages`: a consumer read in batches, its records where librdkafka put them
 //! - `producer`: sending, and the failures that come back
 //! - `member`, `rebalance`, `leave`: a worker's side of the commit protocol
+//! - `transactor`: transactions outside any group
 //!
 //! Invariant: properties of the user pass through to librdkafka, except the ones the protocol rests on.
 
@@ -20,6 +21,7 @@ mod producer;
 mod reader;
 mod rebalance;
 mod request;
+mod transactor;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,8 +34,9 @@ use self::client::{Client, Configuration, Kind};
 use self::member::KafkaMember;
 use self::producer::{KafkaProducer, Sender};
 use self::reader::{Consumer, KafkaReader};
+use self::transactor::KafkaTransactor;
 use crate::log::{
-    Bounds, Log, Member, MemberOptions, Position, Producer, Reader, Result, TopicInfo, TopicSpec,
+    Bounds, Log, Member, MemberOptions, Position, Producer, Reader, Result, TopicInfo, TopicSpec, Transactor,
 };
 use crate::record::TopicPartition;
 
@@ -67,6 +70,14 @@ impl KafkaLog {
     fn is_secure(&self) -> bool {
         let protocol = self.options.properties.get("security.protocol");
         protocol.is_some_and(|protocol| !protocol.eq_ignore_ascii_case("plaintext"))
+    }
+
+    fn transactional(&self, id: &str, timeout: Duration) -> Result<Client> {
+        let fixed = [
+            ("transactional.id", id.to_owned()),
+            ("transaction.timeout.ms", timeout.as_millis().to_string()),
+        ];
+        producer_client(&self.options, &fixed)
     }
 
     fn member_consumer(&self, options: &MemberOptions) -> Result<Client> {
@@ -204,15 +215,14 @@ impl Log for KafkaLog {
                 return Err(self.admin.no_topic(topic));
             }
         }
-        let producer = producer_client(
-            &self.options,
-            &[
-                ("transactional.id", options.instance.clone()),
-                ("transaction.timeout.ms", options.transaction_timeout.as_millis().to_string()),
-            ],
-        )?;
+        let producer = self.transactional(&options.instance, options.transaction_timeout)?;
         let consumer = self.member_consumer(options)?;
         Ok(Box::new(KafkaMember::join(consumer, producer, options.clone(), self.is_secure())?))
+    }
+
+    fn transactor(&self, id: &str, timeout: Duration) -> Result<Box<dyn Transactor>> {
+        let producer = self.transactional(id, timeout)?;
+        Ok(Box::new(KafkaTransactor::start(producer, id, timeout)?))
     }
 
     fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{Cluster, MemoryLog};
 use crate::log::{
     CommitError, Event, Fence, LogError, Member, MemberOptions, Outgoing, Position, Producer, Reader, Result,
+    Transactor,
 };
 use crate::record::{Run, TopicPartition, VecRecords};
 
@@ -116,6 +117,80 @@ impl Producer for MemoryProducer {
     }
 }
 
+/// Transactions outside any group; no faults fall here.
+pub(super) struct MemoryTransactor {
+    log: MemoryLog,
+    id: String,
+    incarnation: u64,
+    /// The first record that was refused in the open transaction.
+    refused: Option<LogError>,
+    timeout_ms: i64,
+}
+
+impl MemoryTransactor {
+    pub fn start(log: MemoryLog, id: &str, timeout: Duration) -> Self {
+        let incarnation = log.cluster().start_transactions(id);
+        let timeout_ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX / 2);
+        Self { log, id: id.to_owned(), incarnation, refused: None, timeout_ms }
+    }
+
+    fn decide(&self, commit: bool) -> Result<()> {
+        let mut cluster = self.log.cluster();
+        let transactional = cluster.transactional.entry(self.id.clone()).or_default();
+        if transactional.incarnation != self.incarnation {
+            return Err(LogError::Fenced(self.id.clone()));
+        }
+        if let Some(open) = transactional.open.take() {
+            cluster.decide(open, commit);
+        }
+        Ok(())
+    }
+}
+
+impl Transactor for MemoryTransactor {
+    fn begin(&mut self) -> Result<()> {
+        self.refused = None;
+        let mut cluster = self.log.cluster();
+        let (transaction, ends_ms) = (cluster.next_id(), cluster.now_ms.saturating_add(self.timeout_ms));
+        let transactional = cluster.transactional.entry(self.id.clone()).or_default();
+        if transactional.incarnation != self.incarnation {
+            return Err(LogError::Fenced(self.id.clone()));
+        }
+        transactional.open = Some(transaction);
+        transactional.ends_ms = ends_ms;
+        Ok(())
+    }
+
+    fn produce(&mut self, to: &TopicPartition, records: &[Outgoing<'_>]) -> Result<()> {
+        let mut cluster = self.log.cluster();
+        let state = cluster.transactional.get(&self.id);
+        let open = state.filter(|state| state.incarnation == self.incarnation).map(|state| state.open);
+        match open {
+            None => Err(LogError::Fenced(self.id.clone())),
+            Some(None) => Err(LogError::Abort(format!("{to}: no transaction is open"))),
+            Some(open) => {
+                let appended = records.iter().try_for_each(|record| cluster.append(to, record, open));
+                appended.or_else(|error| {
+                    self.refused.get_or_insert(error);
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    fn commit(&mut self) -> Result<(), CommitError> {
+        match self.refused.take() {
+            Some(refused) => Err(CommitError::Refused(refused)),
+            None => self.decide(true).map_err(|error| CommitError::Fenced(error.to_string())),
+        }
+    }
+
+    fn abort(&mut self) -> Result<()> {
+        self.refused = None;
+        self.decide(false)
+    }
+}
+
 /// What a fence of this log holds.
 struct Membership {
     incarnation: u64,
@@ -144,13 +219,7 @@ impl MemoryMember {
         for topic in &options.topics {
             cluster.topic(topic)?;
         }
-        let incarnation = cluster.next_id();
-        // The predecessor is fenced, and its transaction aborted.
-        let transactional = cluster.transactional.entry(options.instance.clone()).or_default();
-        transactional.incarnation = incarnation;
-        if let Some(open) = transactional.open.take() {
-            cluster.decide(open, false);
-        }
+        let incarnation = cluster.start_transactions(&options.instance);
         drop(cluster);
         let reader = MemoryReader::new(log.clone());
         let member = Self {

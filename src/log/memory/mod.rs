@@ -17,13 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::faults::Faults;
 
-use self::client::{MemoryMember, MemoryProducer, MemoryReader};
+use self::client::{MemoryMember, MemoryProducer, MemoryReader, MemoryTransactor};
 use self::faults::Dice;
 use self::group::Group;
 use self::partition::{Partition, Transaction};
 use super::{
     Bounds, Log, LogError, Member, MemberOptions, Outgoing, Position, Producer, Reader, Result, TopicInfo,
-    TopicSpec,
+    TopicSpec, Transactor,
 };
 use crate::record::{OwnedRecord, TopicPartition};
 
@@ -139,6 +139,17 @@ impl Cluster {
     fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
+    }
+
+    /// A new producer under a transactional id: its predecessor is fenced, and the open transaction aborted.
+    fn start_transactions(&mut self, id: &str) -> u64 {
+        let incarnation = self.next_id();
+        let transactional = self.transactional.entry(id.to_owned()).or_default();
+        transactional.incarnation = incarnation;
+        if let Some(open) = transactional.open.take() {
+            self.decide(open, false);
+        }
+        incarnation
     }
 
     fn group(&mut self, name: &str) -> &mut Group {
@@ -290,6 +301,10 @@ impl Log for MemoryLog {
 
     fn member(&self, options: &MemberOptions) -> Result<Box<dyn Member>> {
         Ok(Box::new(MemoryMember::join(self.clone(), options.clone())?))
+    }
+
+    fn transactor(&self, id: &str, timeout: std::time::Duration) -> Result<Box<dyn Transactor>> {
+        Ok(Box::new(MemoryTransactor::start(self.clone(), id, timeout)))
     }
 
     fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {

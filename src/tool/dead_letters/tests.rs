@@ -58,7 +58,7 @@ fn filters_hold_together() {
         let mut found = Vec::new();
         visit(&*cluster.log, "orders", &filters, &mut |letter| {
             found.push(letter.place());
-            Ok(ControlFlow::Continue(()))
+            Ok::<_, DeadLetterError>(ControlFlow::Continue(()))
         })
         .unwrap();
         found

@@ -157,3 +157,31 @@ pub fn a_record_too_large_aborts_and_the_next_commits(log: &dyn Log) {
     });
     assert_eq!(read_all(log, &small), ["fits"]);
 }
+
+pub fn outside_any_group_a_successor_fences_and_decides(log: &dyn Log) {
+    let (a, b) = (topic(log, "apart-a", 1).remove(0), topic(log, "apart-b", 1).remove(0));
+    let id = unique("apart");
+    let start = || log.transactor(&id, Duration::from_secs(30)).unwrap();
+    let mut first = start();
+    first.begin().unwrap();
+    first.produce(&a, &[value("1")]).unwrap();
+    first.produce(&b, &[value("1")]).unwrap();
+    first.commit().unwrap();
+    first.begin().unwrap();
+    first.produce(&a, &[value("never")]).unwrap();
+    first.abort().unwrap();
+    // Left open, as by a process that is killed.
+    first.begin().unwrap();
+    first.produce(&a, &[value("never")]).unwrap();
+
+    let mut second = start();
+    // Decided by now: nothing holds the ends back.
+    assert_eq!((read_all(log, &a), read_all(log, &b)), (vec!["1".to_owned()], vec!["1".to_owned()]));
+    second.begin().unwrap();
+    second.produce(&a, &[value("2")]).unwrap();
+    second.commit().unwrap();
+    assert_eq!(read_all(log, &a), ["1", "2"]);
+    let error = first.commit().unwrap_err();
+    assert!(matches!(error, CommitError::Fenced(_)), "{error}");
+    assert_eq!(read_all(log, &a), ["1", "2"]);
+}
