@@ -131,7 +131,7 @@ fn a_full_disk_stops_it_and_with_room_it_goes_on() {
     let Some(disk) = Tmpfs::mount(project.path().join("disk"), 3) else { return };
     let server = project.broker();
     project.write("faults.yaml", &topology(PLAIN));
-    project.write("config.yaml", "worker: {threads: 1, epoch: 50ms, checkpoint_interval: 100ms}\n");
+    project.write("config.yaml", "worker: {threads: 1, epoch_rows: 2000, checkpoint_interval: 10ms}\n");
     let rows: String = (0..40_000)
         .map(|id| {
             let (minute, padding) = (id / 1000, "x".repeat(50));
