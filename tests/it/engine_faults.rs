@@ -29,6 +29,8 @@ struct Script {
     polled: AtomicU64,
     /// The group's offsets are gone.
     offsets_expired: bool,
+    /// Set as soon as an exchange is read outside the group: in a fold.
+    stop_in_fold: Option<Arc<AtomicBool>>,
 }
 
 struct ScriptedLog {
@@ -77,7 +79,8 @@ impl Log for ScriptedLog {
         self.inner.delete_before(offsets)
     }
     fn reader(&self) -> Result<Box<dyn Reader>> {
-        self.inner.reader()
+        let (inner, script) = (self.inner.reader()?, Arc::clone(&self.script));
+        Ok(Box::new(ScriptedReader { inner, script }))
     }
     fn producer(&self) -> Result<Box<dyn Producer>> {
         self.inner.producer()
@@ -91,6 +94,31 @@ impl Log for ScriptedLog {
     }
     fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {
         self.inner.commit_offsets(group, offsets)
+    }
+}
+
+struct ScriptedReader {
+    inner: Box<dyn Reader>,
+    script: Arc<Script>,
+}
+
+impl Reader for ScriptedReader {
+    fn assign(&mut self, from: &[(TopicPartition, i64)]) -> Result<()> {
+        if let Some(stop) = &self.script.stop_in_fold
+            && from.iter().any(|(partition, _)| partition.topic.contains(".exchange."))
+        {
+            stop.store(true, Ordering::Relaxed);
+        }
+        self.inner.assign(from)
+    }
+    fn poll(&mut self, timeout: Duration) -> Result<Vec<Event>> {
+        self.inner.poll(timeout)
+    }
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.inner.pause(partitions)
+    }
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.inner.resume(partitions)
     }
 }
 
@@ -172,6 +200,10 @@ struct Setting {
 
 /// `counts`: records by partition, a minute of event time apart.
 fn setting(counts: &[i64]) -> Setting {
+    setting_of(COPY, counts)
+}
+
+fn setting_of(topology: &str, counts: &[i64]) -> Setting {
     let log = MemoryLog::new();
     let partitions = i32::try_from(counts.len()).unwrap();
     let topic = TopicSpec { name: "numbers".into(), partitions, config: BTreeMap::new() };
@@ -186,16 +218,17 @@ fn setting(counts: &[i64]) -> Setting {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("copies.yaml");
-    std::fs::write(&path, COPY).unwrap();
+    std::fs::write(&path, topology).unwrap();
     Setting { log, plan: Arc::new(headwater::plan::load(&path).unwrap()), dir }
 }
 
 impl Setting {
     fn run_to_the_end(&self, script: Script) -> Result<RunReport, EngineError> {
+        let stop = script.stop_in_fold.clone().unwrap_or_default();
         let log: Arc<dyn Log> = Arc::new(ScriptedLog { inner: self.log.clone(), script: Arc::new(script) });
         let options =
             RunOptions { state_dir: self.dir.path().join("state"), until_end: true, ..RunOptions::default() };
-        run(&self.plan, &log, &options, &Progress::default(), &Arc::new(AtomicBool::new(false)))
+        run(&self.plan, &log, &options, &Progress::default(), &stop)
     }
 
     /// All values of a topic, sorted.
@@ -278,6 +311,50 @@ fn r2_a_group_whose_offsets_are_gone_is_refused() {
     assert!(matches!(error, EngineError::OffsetsExpired { .. }), "{error}");
     setting.run_to_the_end(Script::default()).unwrap();
     setting.assert_each_copied_once();
+}
+
+#[test]
+fn asked_to_stop_in_the_middle_of_a_fold_it_leaves_and_folds_anew_later() {
+    let hourly = COPY
+        .replace(
+            "select n, at from numbers",
+            "select window_start, count(*) as n, sum(n) as total from tumble(numbers, at, interval '1 hour') \
+             group by window_start",
+        )
+        .replace("name: copies}", "name: copies, key: [window_start]}");
+    let whole = setting_of(&hourly, &[700, 700]);
+    whole.run_to_the_end(Script::default()).unwrap();
+    assert!(!whole.values("copies").is_empty());
+    let setting = setting_of(&hourly, &[700, 700]);
+    // The first run checkpoints nothing before it ends, so the second one has everything to fold.
+    setting.run_to_the_end(Script::default()).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let script = Script { stop_in_fold: Some(Arc::clone(&stop)), ..Script::default() };
+    let report = setting.run_to_the_end(script).unwrap();
+    assert!(stop.load(Ordering::Relaxed), "nothing was folded");
+    assert_eq!(report.commits, 0);
+    let more = setting_of(&hourly, &[1400, 1400]);
+    more.run_to_the_end(Script::default()).unwrap();
+    let mut producer = setting.log.producer().unwrap();
+    for partition in 0..2 {
+        let from = TopicPartition::new("numbers", partition);
+        let mut reader = more.log.reader().unwrap();
+        reader.assign(&[(from.clone(), 700)]).unwrap();
+        let mut position = 700;
+        while position < 1400 {
+            for event in reader.poll(Duration::ZERO).unwrap() {
+                let Event::Run(run) = event else { continue };
+                for index in 0..run.records.len() {
+                    let value = run.records.get(index).value;
+                    producer.produce(&from, &[Outgoing { value, ..Outgoing::default() }]).unwrap();
+                }
+                position = run.next;
+            }
+        }
+    }
+    let report = setting.run_to_the_end(Script::default()).unwrap();
+    assert_eq!(report.counters.read, 2800);
+    assert_eq!(setting.values("copies"), more.values("copies"));
 }
 
 #[test]

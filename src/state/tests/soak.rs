@@ -1,4 +1,4 @@
-//! Many checkpoints: sled's disk must not grow with their number.
+//! Many checkpoints: neither sled's disk nor its memory may grow with their number.
 
 use std::path::Path;
 
@@ -8,13 +8,34 @@ use super::{key, value};
 const KEYS: u64 = 4_000;
 const CHANGES: u64 = 800;
 const CHECKPOINTS: u64 = 160;
+/// What the memory may gain over the second half: far below what 80 checkpoints write.
+const MEMORY_NOISE: u64 = 12 << 20;
+/// Set in the process that this test starts for itself.
+const ALONE: &str = "HEADWATER_SOAK_ALONE";
 
+/// In a process of its own: other tests would show in its memory.
 #[test]
-fn a_hundred_checkpoints_leave_the_disk_flat() {
+#[allow(clippy::disallowed_methods, reason = "tells the process that measures from the one that starts it")]
+fn a_hundred_checkpoints_leave_the_disk_and_the_memory_flat() {
+    if std::env::var_os(ALONE).is_some() {
+        return soak();
+    }
+    let name = "state::tests::soak::a_hundred_checkpoints_leave_the_disk_and_the_memory_flat";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("1 passed"), "{out}{err}");
+    eprint!("{err}");
+}
+
+fn soak() {
     let folder = tempfile::tempdir().unwrap();
     let dir = StateDir::open(folder.path()).unwrap();
     let mut state = TaskState::new(Box::new(dir.task("task").unwrap()));
-    let mut early = 0;
+    let (mut early, mut early_memory) = (0, 0);
     for checkpoint in 0..CHECKPOINTS {
         for change in 0..CHANGES {
             let number = (checkpoint * 2_654_435_761 + change * 40_503) % KEYS;
@@ -27,9 +48,12 @@ fn a_hundred_checkpoints_leave_the_disk_flat() {
         state.checkpoint(checkpoint as i64).unwrap();
         // By now sled has filled the segments that it goes on to use in turn.
         if checkpoint == CHECKPOINTS / 2 {
-            early = disk_bytes(folder.path());
+            (early, early_memory) = (disk_bytes(folder.path()), memory_bytes());
         }
     }
+    let memory = memory_bytes();
+    eprintln!("memory half way: {early_memory} bytes, at the end: {memory} bytes");
+    assert!(memory <= early_memory + MEMORY_NOISE, "the memory grew from {early_memory} to {memory} bytes");
     let late = disk_bytes(folder.path());
     eprintln!("disk half way: {early} bytes, at the end: {late} bytes");
     assert!(late <= early * 3 / 2, "the disk grew from {early} to {late} bytes");
@@ -46,4 +70,11 @@ fn disk_bytes(folder: &Path) -> u64 {
             }
         })
         .sum()
+}
+
+/// What this process has resident.
+fn memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    resident.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() * 1024
 }

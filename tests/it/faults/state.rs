@@ -171,3 +171,41 @@ fn a_full_disk_stops_it_and_with_room_it_goes_on() {
     let verified = project.run(&["verify", "faults.yaml", "--brokers", brokers]);
     assert_eq!(verified.code, 0, "{}{}", verified.out, verified.err);
 }
+
+#[test]
+fn a_replay_into_a_full_disk_leaves_the_old_version_and_with_room_it_goes_on() {
+    let project = Project::new();
+    let Some(disk) = Tmpfs::mount(project.path().join("lake"), 1) else { return };
+    let server = project.broker();
+    let lake = "    lake: {table: gold/rows}\n";
+    project.write("faults.yaml", &format!("{}{lake}", topology(PLAIN)));
+    project.write("config.yaml", "lake: {url: lake}\n");
+    let rows = |range: std::ops::Range<u64>| -> String {
+        range
+            .map(|id| {
+                // Text that does not compress.
+                let noise: String = (0..12)
+                    .map(|i| format!("{:016x}", (id * 12 + i).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+                    .collect();
+                format!("{{\"id\":{id},\"key\":\"{noise}\",\"at\":\"2024-01-01T00:00:00Z\"}}\n")
+            })
+            .collect()
+    };
+    let brokers = server.address.as_str();
+    let produce = ["topic", "produce", "in", "--partitions", "1", "--brokers", brokers];
+    let replay = ["replay", "faults.yaml", "--brokers", brokers, "--config", "config.yaml"];
+    assert_eq!(project.run_with(&produce, &rows(0..100)).code, 0);
+    let outcome = project.run(&replay);
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    assert_eq!(project.run_with(&produce, &rows(100..20_000)).code, 0);
+    let outcome = project.run(&replay);
+    assert_eq!(outcome.code, 1, "{}", outcome.out);
+    assert!(outcome.err.contains("no space is left to write"), "{}", outcome.err);
+    assert!(outcome.err.contains("free some space and run the replay again"), "{}", outcome.err);
+    let lake = headwater::lake::Lake::open(project.path().join("lake").to_str().unwrap()).unwrap();
+    assert_eq!(lake.current("gold/rows").unwrap().unwrap().rows, 100);
+    disk.grow(300);
+    let outcome = project.run(&replay);
+    assert_eq!(outcome.code, 0, "{}", outcome.err);
+    assert_eq!(lake.current("gold/rows").unwrap().unwrap().rows, 20_000);
+}
