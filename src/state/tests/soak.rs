@@ -5,11 +5,11 @@ use std::path::Path;
 use super::super::{StateDir, TaskState};
 use super::{key, value};
 
-const KEYS: u64 = 4_000;
-const CHANGES: u64 = 800;
+const KEYS: u64 = 20_000;
+const CHANGES: u64 = 4_000;
 const CHECKPOINTS: u64 = 160;
-/// What the memory may gain over the second half: far below what 80 checkpoints write.
-const MEMORY_NOISE: u64 = 12 << 20;
+/// What the memory may gain over the second half: 80 times the changes of one checkpoint are some 40 MB.
+const MEMORY_NOISE: u64 = 8 << 20;
 /// Set in the process that this test starts for itself.
 const ALONE: &str = "HEADWATER_SOAK_ALONE";
 
