@@ -19,6 +19,11 @@
 //! Architecture invariant: `record`, `time`, `state`, `operator` and `plan` see no clock, no randomness, no
 //! environment. A lint (`clippy.toml`, `disallowed-methods`) holds it; the rooms at the border opt out below.
 
+#[cfg(feature = "planted-faults")]
+pub mod planted;
+#[cfg(not(feature = "planted-faults"))]
+mod planted;
+
 #[allow(clippy::disallowed_methods, reason = "config is the one room that reads the environment")]
 pub mod config;
 

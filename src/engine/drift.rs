@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::planted::{Fault, planted};
 use crate::record::{Micros, TopicPartition};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,6 +47,9 @@ impl Drift {
         let slowest = paces
             .iter()
             .filter(|(other, pace)| {
+                if planted(Fault::WaitForAll) {
+                    return *other != origin;
+                }
                 *other != origin && !pace.caught_up && !pace.paused && now - pace.moved < PATIENCE
             })
             .map(|(_, pace)| pace.watermark)

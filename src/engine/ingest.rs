@@ -15,6 +15,7 @@ use arrow::datatypes::TimeUnit;
 use crate::codec::json::JsonDecoder;
 use crate::operator::{Check, Operator, Output, SharedState};
 use crate::plan::Plan;
+use crate::planted::{self, Fault, planted};
 use crate::record::{Batch, Micros, Origin, OwnedRecord, RecordRef, Run, SourceRows};
 use crate::state::{MemoryStore, TaskState};
 use crate::time::{WATERMARK_MIN, WatermarkTracker};
@@ -214,6 +215,9 @@ impl IngestTask {
 
     /// The position moved without records: transaction markers, aborted records.
     pub fn skip_to(&mut self, position: i64) {
+        if planted(Fault::EndsByRecords) {
+            return;
+        }
         self.now.offset = self.now.offset.max(position);
     }
 
@@ -250,7 +254,11 @@ impl IngestTask {
 
     /// Back to the last commit; the operators' epoch is dropped with them.
     pub fn abort(&mut self) -> Result<i64> {
+        let counters = self.now.counters;
         self.now = self.committed.clone();
+        if planted(Fault::CountersOutliveAbort) {
+            self.now.counters = counters;
+        }
         self.told = None;
         self.told_idle = false;
         self.decoder.finish();
@@ -321,7 +329,8 @@ impl IngestTask {
                 message,
             };
             let ahead = |event_time: Micros| {
-                record.timestamp_ms >= 0 && event_time > log_time.saturating_add(spec.max_ahead)
+                let decides = planted::wall_clock(Fault::WallClockDecides).unwrap_or(log_time);
+                record.timestamp_ms >= 0 && event_time > decides.saturating_add(spec.max_ahead)
             };
             if redriven(record.offset) {
                 *outcome = Outcome::Redriven;
@@ -345,7 +354,8 @@ impl IngestTask {
             }
             kept.push(index as u32);
             time.push(event_time);
-            watermark.push(self.now.tracker.observe(event_time));
+            let own = self.now.tracker.observe(event_time);
+            watermark.push(planted::furthest(Fault::LateAtWrongOrigin, own));
             offset.push(record.offset);
         }
         let rows = match kept.len() == count {

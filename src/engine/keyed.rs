@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::operator::{SharedState, exchange_schema, open_keys};
 use crate::plan::Plan;
+use crate::planted::{Fault, planted};
 use crate::record::{Batch, Micros, Origin, Run, TopicPartition};
 use crate::time::{OriginSet, WATERMARK_MAX, WATERMARK_MIN};
 
@@ -137,7 +138,9 @@ impl KeyedTask {
     pub fn apply(&mut self, message: Message, outputs: &mut Outputs) -> Result<()> {
         let before = self.origins.watermark();
         let topics = message.origin_set.iter().map(|(topic, partitions)| (&**topic, *partitions));
-        self.origins.declare(topics);
+        if !planted(Fault::OriginsUndeclared) {
+            self.origins.declare(topics);
+        }
         match message.body {
             Body::Rows(rows) => {
                 self.origins.row(&message.origin);
@@ -244,6 +247,9 @@ impl KeyedTask {
     }
 
     pub fn abort(&mut self) -> Result<i64> {
+        if planted(Fault::AbortKeepsEpoch) {
+            lock(&self.state)?.commit_epoch();
+        }
         lock(&self.state)?.abort_epoch();
         self.offset = self.offset_committed;
         self.expired = self.expired_committed;

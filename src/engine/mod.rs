@@ -6,12 +6,14 @@
 //! exchange.rs           what lies in an exchange topic
 //! publish.rs            Outputs → produced records
 //! worker.rs             the commit protocol: one consumer, one transactional producer, its tasks
+//! assignment.rs         partitions come to a worker and go
 //! slot.rs               a task of either kind in its worker
 //! checkpointing.rs      checkpoints beside the epochs
 //! recovery.rs           checkpoint at S, muted fold S..C
 //! run.rs                a topology live: topics, workers, until-end
 //! machine.rs            what a process takes from its machine: time, threads, a state directory
 //! replay.rs             the same tasks on bounded offsets with the exchange in memory
+//! simulation/           (tests) the engine in a world that one seed decides
 //! offsets.rs, meta.rs   what rides with offsets; what the topology remembers of itself
 //! redriven.rs           which originals were redriven, and are not to be counted again
 //! ```
@@ -26,6 +28,7 @@ use crate::operator::{Expired, OperatorError};
 use crate::record::{Batch, Micros, Origin, OwnedRecord, TopicPartition};
 use crate::state::StateError;
 
+mod assignment;
 mod checkpointing;
 mod drift;
 mod exchange;
@@ -41,6 +44,8 @@ mod recovery;
 mod redriven;
 mod replay;
 mod run;
+#[cfg(test)]
+mod simulation;
 mod slot;
 mod topics;
 mod versions;

@@ -10,6 +10,7 @@ use crate::operator::{
     SharedState, Tumble,
 };
 use crate::plan::{Stage, Upstream, Work};
+use crate::planted::{Fault, planted};
 use crate::record::{Batch, Micros};
 use crate::time::WATERMARK_MAX;
 
@@ -29,7 +30,11 @@ pub struct ExchangePort {
 impl ExchangePort {
     /// The watermark that may be forwarded when the task's own is `watermark`.
     pub fn forwarded(&self, watermark: Micros) -> Micros {
-        if watermark == WATERMARK_MAX { watermark } else { watermark.saturating_sub(self.delay) }
+        if watermark == WATERMARK_MAX || planted(Fault::GraceNotHeldBack) {
+            watermark
+        } else {
+            watermark.saturating_sub(self.delay)
+        }
     }
 }
 
@@ -167,7 +172,12 @@ impl Pipeline {
         passed.late.extend(output.late);
         passed.taken.extend(output.taken);
         passed.expired.extend(output.expired);
-        for batch in output.batches {
+        for mut batch in output.batches {
+            if planted(Fault::LostRetraction) && batch.weight.is_some() {
+                let added: Vec<u32> =
+                    (0..batch.num_rows() as u32).filter(|&row| batch.weight(row as usize) > 0).collect();
+                batch = batch.take(&added)?;
+            }
             if batch.num_rows() == 0 {
                 continue;
             }

@@ -12,6 +12,7 @@ use crate::codec::partition_for_key;
 use crate::log::{Member, Outgoing};
 use crate::operator::exchange_schema;
 use crate::plan::{Plan, SinkPlan};
+use crate::planted::{Fault, planted};
 use crate::record::{Batch, Header, Origin, TopicPartition};
 use crate::time::WATERMARK_MAX;
 
@@ -90,6 +91,9 @@ impl SinkEncoder {
                 }
             };
             if batch.weight(row) > 0 {
+                if batch.weight.is_some() && planted(Fault::LostCorrection) {
+                    continue;
+                }
                 each(Refined { partition, key, value: Some(value) });
             } else if !self.upsert {
                 let what = format!("a row of topic {} was taken back, but it has no key", self.topic);
@@ -255,15 +259,14 @@ impl Publisher {
                 })?;
             }
         }
+        if planted(Fault::WatermarkAheadOfRows) {
+            self.tell_watermark(outputs);
+        }
         for (port, batch) in outputs.exchanges.drain(..) {
             self.ports[port].rows(&batch.rows, &mut self.staged)?;
         }
-        if let Some(watermark) = outputs.watermark.take() {
-            for port in &self.ports {
-                port.mark(&port.encoder.watermark(port.exchange.forwarded(watermark)), &mut self.staged);
-            }
-        }
-        if std::mem::take(&mut outputs.idle) {
+        self.tell_watermark(outputs);
+        if std::mem::take(&mut outputs.idle) && !planted(Fault::IdleUnrecorded) {
             for port in &self.ports {
                 port.mark(&port.encoder.idle(), &mut self.staged);
             }
@@ -273,6 +276,13 @@ impl Publisher {
         self.publish_late(&outputs.late, member)?;
         outputs.clear();
         Ok(())
+    }
+
+    fn tell_watermark(&mut self, outputs: &mut Outputs) {
+        let Some(watermark) = outputs.watermark.take() else { return };
+        for port in &self.ports {
+            port.mark(&port.encoder.watermark(port.exchange.forwarded(watermark)), &mut self.staged);
+        }
     }
 
     /// Drops what was staged for an epoch that is aborted.

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::log::{Event, Log, Position};
+use crate::log::{Bounds, Event, Log, LogError, Position};
 use crate::plan::{Plan, StageInput};
+use crate::planted::{Fault, planted};
 use crate::record::TopicPartition;
-use crate::state::{Checkpoints, RecoveredFrom, TaskState, recover};
+use crate::state::{Checkpoints, RecoveredFrom, StateError, TaskState, recover};
 use crate::time::WATERMARK_MAX;
 
 use super::ingest::IngestTask;
@@ -60,19 +61,42 @@ pub struct Recovery<'a> {
 impl Recovery<'_> {
     /// Makes the task of a partition that the group has assigned to this worker.
     pub fn task(&self, partition: &TopicPartition) -> Result<Recovered> {
-        let stage = self.stage_of(partition)?;
+        let before = self.stands_at(partition)?;
+        let error = match self.task_at(partition, &before) {
+            Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
+            Err(error @ EngineError::State(StateError::InUse { .. })) => return Err(error),
+            Err(error) => error,
+            Ok(recovered) => return Ok(recovered),
+        };
+        // Another member, which has the partition by now, may have moved on from what was asked for, and trimmed it.
+        match self.stands_at(partition) {
+            Ok(now) if now != before => {
+                let why = format!("{partition} was taken over by another member: {error}");
+                Err(EngineError::Log(LogError::Fenced(why)))
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// The group's committed position, and what the log holds.
+    fn stands_at(&self, partition: &TopicPartition) -> Result<(Option<Position>, Bounds)> {
         let committed = self.log.committed(&self.names.group, std::slice::from_ref(partition))?;
-        let committed = committed.into_iter().next().flatten();
+        Ok((committed.into_iter().next().flatten(), self.log.bounds(partition)?))
+    }
+
+    fn task_at(&self, partition: &TopicPartition, at: &(Option<Position>, Bounds)) -> Result<Recovered> {
+        let (committed, bounds) = (at.0.as_ref(), at.1);
+        let stage = self.stage_of(partition)?;
         if committed.is_none() && self.has_run {
             self.require_offsets()?;
         }
-        let metadata = match &committed {
+        let metadata = match committed {
             Some(position) => Some(OffsetMetadata::parse(&position.metadata, partition)?),
             None => None,
         };
         let task = match self.plan.stages[stage].input {
             StageInput::Source(source) => {
-                let offset = self.source_offset(partition, committed.as_ref())?;
+                let offset = self.source_offset(partition, committed, bounds)?;
                 let index = origin_index(self.plan, partition);
                 let origin = partition.clone();
                 let task =
@@ -80,7 +104,7 @@ impl Recovery<'_> {
                 Task::Ingest(Box::new(task.skipping(self.redriven.of(partition))))
             }
             StageInput::Exchange { .. } => {
-                let task = self.keyed(partition, stage, committed.as_ref(), metadata.as_ref())?;
+                let task = self.keyed(partition, stage, bounds, committed, metadata.as_ref())?;
                 Task::Keyed(Box::new(task))
             }
         };
@@ -119,8 +143,12 @@ impl Recovery<'_> {
             .ok_or_else(|| EngineError::internal(format!("{partition} belongs to no stage")))
     }
 
-    fn source_offset(&self, partition: &TopicPartition, committed: Option<&Position>) -> Result<i64> {
-        let bounds = self.log.bounds(partition)?;
+    fn source_offset(
+        &self,
+        partition: &TopicPartition,
+        committed: Option<&Position>,
+        bounds: Bounds,
+    ) -> Result<i64> {
         let Some(position) = committed else { return Ok(bounds.start) };
         let gone = |why| EngineError::OffsetGone {
             partition: partition.clone(),
@@ -144,10 +172,10 @@ impl Recovery<'_> {
         &self,
         partition: &TopicPartition,
         stage: usize,
+        bounds: Bounds,
         committed: Option<&Position>,
         metadata: Option<&OffsetMetadata>,
     ) -> Result<KeyedTask> {
-        let bounds = self.log.bounds(partition)?;
         let offset = committed.map_or(0, |position| position.offset);
         if committed.is_none() && bounds.start > 0 {
             return Err(EngineError::OffsetGone {
@@ -187,7 +215,7 @@ impl Recovery<'_> {
         let state = Arc::new(Mutex::new(TaskState::new(store)));
         let expired = metadata.map_or(0, |metadata| metadata.expired);
         let mut task = KeyedTask::new(self.plan, stage, partition.clone(), state, recovered.offset, expired)?;
-        if recovered.offset < offset {
+        if recovered.offset < offset && !planted(Fault::FoldNotMuted) {
             self.fold(&mut task, partition, offset)?;
         }
         task.set_expired(expired);
@@ -197,6 +225,9 @@ impl Recovery<'_> {
     /// Folds up to the committed offset, muted: its output is in the topics already.
     fn fold(&self, task: &mut KeyedTask, partition: &TopicPartition, until: i64) -> Result<()> {
         let mut reader = self.log.reader()?;
+        if planted(Fault::OldCheckpoint) {
+            task.skip_to(self.log.bounds(partition)?.start);
+        }
         reader.assign(&[(partition.clone(), task.offset())])?;
         let mut muted = Outputs::default();
         while task.offset() < until {

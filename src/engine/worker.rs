@@ -16,12 +16,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::log::{CommitError, Event, Fence, LogError, Member, Outgoing};
+use crate::planted::{Fault, planted};
 use crate::record::{Run, TopicPartition};
-use crate::state::StateError;
 
 use super::checkpointing::{begin_checkpoint, finish_checkpoint};
 use super::meta::MetaEntry;
-use super::recovery::{Recovery, Task};
+use super::recovery::Task;
 use super::run::Shared;
 use super::slot::Slot;
 use super::versions::VersionStart;
@@ -31,9 +31,6 @@ use super::{EngineError, Outputs, Result};
 const POLL_MAX: Duration = Duration::from_millis(100);
 /// How long all must be quiet before a position past transaction markers is worth an epoch of its own.
 const SETTLE: Duration = Duration::from_secs(1);
-
-/// How long a worker waits for another one in this process to let go of a partition that it has lost.
-const HAND_OVER_MAX: Duration = Duration::from_secs(30);
 
 /// Aborts in a row that are nothing special: rebalances. From here on each is said, and followed by a pause.
 const ABORTS_NOTED: u32 = 4;
@@ -58,12 +55,12 @@ struct Epoch {
 }
 
 pub struct Worker {
-    shared: Arc<Shared>,
-    member: Box<dyn Member>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) member: Box<dyn Member>,
     fence: Option<Fence>,
-    slots: BTreeMap<TopicPartition, Slot>,
+    pub(super) slots: BTreeMap<TopicPartition, Slot>,
     /// Partitions whose state another worker of this process, which has lost them, has not let go of yet.
-    waiting: BTreeMap<TopicPartition, Instant>,
+    pub(super) waiting: BTreeMap<TopicPartition, Instant>,
     epoch: Option<Epoch>,
     /// What was polled and is not yet handled.
     events: VecDeque<Event>,
@@ -268,67 +265,14 @@ impl Worker {
                 self.give_up(&partitions)?;
                 Ok(None)
             }
+            // Under the fault, the epoch goes on until it is committed.
+            Event::Lost(_) if planted(Fault::ZombieCommit) && self.epoch.is_some() => Ok(None),
             Event::Lost(partitions) => {
                 // First, so that rolling back does not start to read again what is another's by now.
                 self.give_up(&partitions)?;
                 if self.epoch.is_some() { self.roll_back("partitions were lost") } else { Ok(None) }
             }
         }
-    }
-
-    fn adopt(&mut self, partition: TopicPartition) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let recovery = Recovery {
-            plan: &shared.plan,
-            names: &shared.names,
-            log: &*shared.log,
-            machine: &*shared.machine,
-            checkpoints: shared.checkpoints.as_deref(),
-            state_budget: shared.task_budget(),
-            redriven: &shared.redriven,
-            must_stop: &|| shared.must_stop(),
-            has_run: shared.has_run,
-            closing: shared.settings.until_end && shared.settings.close,
-        };
-        let since = self.waiting.get(&partition).copied().unwrap_or_else(|| shared.machine.now());
-        let recovered = match recovery.task(&partition) {
-            Err(EngineError::State(StateError::InUse { .. })) if shared.since(since) < HAND_OVER_MAX => {
-                self.waiting.insert(partition, since);
-                return Ok(());
-            }
-            recovered => recovered?,
-        };
-        self.waiting.remove(&partition);
-        let mut slot = Slot::new(&shared, &partition, recovered.task, recovered.version_start)?;
-        slot.ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
-        self.member.start(&partition, slot.offset())?;
-        self.report(&partition, &slot);
-        self.slots.insert(partition, slot);
-        Ok(())
-    }
-
-    /// A member that was put out of the group learns of it at its next poll, when others own its partitions.
-    fn adopt_waiting(&mut self) -> Result<()> {
-        let waiting: Vec<TopicPartition> = self.waiting.keys().cloned().collect();
-        for partition in waiting {
-            match self.adopt(partition) {
-                Err(EngineError::Cancelled) => break,
-                adopted => adopted?,
-            }
-        }
-        Ok(())
-    }
-
-    fn give_up(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        for partition in partitions {
-            self.waiting.remove(partition);
-            if let Some(mut slot) = self.slots.remove(partition) {
-                finish_checkpoint(&self.shared, partition, &mut slot, true)?;
-            }
-            self.shared.forget(partition);
-        }
-        self.member.release(partitions)?;
-        Ok(())
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -399,6 +343,12 @@ impl Worker {
             let any = self.slots.iter().next();
             offsets.extend(any.map(|(partition, slot)| (partition.clone(), slot.position())));
         }
+        if planted(Fault::CheckpointBeforeCommit) {
+            for (partition, slot) in &mut self.slots {
+                slot.commit(true)?;
+                begin_checkpoint(&self.shared, partition, slot)?;
+            }
+        }
         let mut meta = Some(self.shared.meta()?).filter(|meta| !meta.is_empty());
         let mut entries: Vec<MetaEntry> = meta.as_ref().map_or_else(Vec::new, |meta| meta.to_vec());
         let starts = offsets.iter().filter_map(|(partition, _)| self.slots[partition].version_start.as_ref());
@@ -440,6 +390,10 @@ impl Worker {
         match error {
             LogError::Abort(why) => self.roll_back(&why),
             LogError::Fenced(why) => Ok(Some(Ended::Fenced(why))),
+            // One that stood still may learn of what others did to its partitions before it learns that it lost them.
+            LogError::OutOfRange { partition, start, .. } if self.is_anothers(&partition, start)? => {
+                Ok(Some(Ended::Rejoin(format!("{partition} was read on by another member"))))
+            }
             error => Err(self.named(error)),
         }
     }
@@ -543,7 +497,7 @@ impl Worker {
         Ok(())
     }
 
-    fn report(&self, partition: &TopicPartition, slot: &Slot) {
+    pub(super) fn report(&self, partition: &TopicPartition, slot: &Slot) {
         self.shared.progress.set(partition, slot.progress(&self.shared.plan));
     }
 }

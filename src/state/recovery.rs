@@ -4,6 +4,7 @@
 //! records that it lacks are gone; above the committed offset it holds what was never committed.
 
 use super::{Checkpoints, Result, StateError, Store};
+use crate::planted::{Fault, planted};
 
 /// Where the fold over the log goes on.
 #[derive(Debug)]
@@ -38,7 +39,8 @@ pub fn recover(
 ) -> Result<Recovered> {
     let mut warnings = Vec::new();
     let found = local_offset(task, store, fingerprint, &mut warnings);
-    let local = found.filter(|offset| (log_start..=committed).contains(offset));
+    let lowest = if planted(Fault::OldCheckpoint) { 0 } else { log_start };
+    let local = found.filter(|offset| (lowest..=committed).contains(offset));
     let copies = checkpoints.map_or(Ok(Vec::new()), |checkpoints| checkpoints.list(task))?;
     let mut damaged_seed = false;
     if let Some(checkpoints) = checkpoints {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use super::layer::{Layer, LayerRange};
 use super::{Change, Checkpoints, CopyStats, Result, Store, Visitor, scan_bounds};
+use crate::planted::{Fault, planted};
 
 /// The largest layer that is kept for reads once it is written, unless [`TaskState::set_cache_bytes`] says else.
 const CACHE_BYTES: usize = 32 << 20;
@@ -140,13 +141,15 @@ impl TaskState {
             "a checkpoint begins right after a commit: this epoch is not committed"
         );
         assert!(!self.writing, "one checkpoint at a time: the store has one writer");
+        let previous = self.store.offset();
+        let offset = if planted(Fault::JournalRedoneTwice) { previous.unwrap_or(0) } else { offset };
         self.frozen = Arc::new(std::mem::take(&mut self.committed));
         self.writing = true;
         CheckpointWriter {
             store: Arc::clone(&self.store),
             changes: Arc::clone(&self.frozen),
             offset,
-            previous: self.store.offset(),
+            previous,
         }
     }
 

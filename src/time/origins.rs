@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{RestoreError, WATERMARK_MAX, WATERMARK_MIN, Watermark};
+use crate::planted::{Fault, planted};
 use crate::record::Origin;
 
 const VERSION: u8 = 1;
@@ -169,6 +170,7 @@ impl OriginSet {
         match lowest_active {
             Some(lowest) => lowest,
             None if ended == self.origins.len() && ended > 0 => WATERMARK_MAX,
+            None if planted(Fault::NobodyActiveClosesAll) => WATERMARK_MAX - 1,
             // No origin is active. One that ended counts for what it reached, not for +∞: an idle one may wake.
             None => highest,
         }

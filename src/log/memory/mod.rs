@@ -124,6 +124,15 @@ impl MemoryLog {
         self.cluster().steps
     }
 
+    /// Gives a topic more partitions; every group that reads it rebalances.
+    pub fn add_partitions(&self, topic: &str, count: i32) {
+        let mut cluster = self.cluster();
+        let Some(topic) = cluster.topics.get_mut(topic) else { return };
+        let missing = usize::try_from(count).unwrap_or(0).max(topic.partitions.len());
+        topic.partitions.resize_with(missing, Partition::default);
+        cluster.groups.values_mut().for_each(Group::rebalance);
+    }
+
     /// Makes a group rebalance, as a heartbeat that came late would.
     pub fn rebalance(&self, group: &str) {
         self.cluster().group(group).rebalance();

@@ -1,0 +1,82 @@
+//! Partitions come to a worker and go: recovering their tasks, and letting go of them.
+//!
+//! Invariant: a partition is given up only after its epoch is committed or dropped (`worker.rs` sees to that).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::record::TopicPartition;
+use crate::state::StateError;
+
+use super::checkpointing::finish_checkpoint;
+use super::recovery::Recovery;
+use super::slot::Slot;
+use super::worker::Worker;
+use super::{EngineError, Result};
+
+/// How long a worker waits for another one in this process to let go of a partition that it has lost.
+const HAND_OVER_MAX: Duration = Duration::from_secs(30);
+
+impl Worker {
+    pub(super) fn adopt(&mut self, partition: TopicPartition) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let recovery = Recovery {
+            plan: &shared.plan,
+            names: &shared.names,
+            log: &*shared.log,
+            machine: &*shared.machine,
+            checkpoints: shared.checkpoints.as_deref(),
+            state_budget: shared.task_budget(),
+            redriven: &shared.redriven,
+            must_stop: &|| shared.must_stop(),
+            has_run: shared.has_run,
+            closing: shared.settings.until_end && shared.settings.close,
+        };
+        let since = self.waiting.get(&partition).copied().unwrap_or_else(|| shared.machine.now());
+        let recovered = match recovery.task(&partition) {
+            Err(EngineError::State(StateError::InUse { .. })) if shared.since(since) < HAND_OVER_MAX => {
+                self.waiting.insert(partition, since);
+                return Ok(());
+            }
+            recovered => recovered?,
+        };
+        self.waiting.remove(&partition);
+        let mut slot = Slot::new(&shared, &partition, recovered.task, recovered.version_start)?;
+        slot.ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
+        self.member.start(&partition, slot.offset())?;
+        self.report(&partition, &slot);
+        self.slots.insert(partition, slot);
+        Ok(())
+    }
+
+    /// A member that was put out of the group learns of it at its next poll, when others own its partitions.
+    pub(super) fn adopt_waiting(&mut self) -> Result<()> {
+        let waiting: Vec<TopicPartition> = self.waiting.keys().cloned().collect();
+        for partition in waiting {
+            match self.adopt(partition) {
+                Err(EngineError::Cancelled) => break,
+                adopted => adopted?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn give_up(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        for partition in partitions {
+            self.waiting.remove(partition);
+            if let Some(mut slot) = self.slots.remove(partition) {
+                finish_checkpoint(&self.shared, partition, &mut slot, true)?;
+            }
+            self.shared.forget(partition);
+        }
+        self.member.release(partitions)?;
+        Ok(())
+    }
+
+    /// Whether the group has come further in a partition than this worker, which has not the records from `start` on.
+    pub(super) fn is_anothers(&self, partition: &TopicPartition, start: i64) -> Result<bool> {
+        let shared = &self.shared;
+        let committed = shared.log.committed(&shared.names.group, std::slice::from_ref(partition))?;
+        Ok(committed.into_iter().flatten().any(|position| position.offset >= start))
+    }
+}

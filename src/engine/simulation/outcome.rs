@@ -1,0 +1,192 @@
+//! What came of a topology's records, in a form that compares: refined by key (or each record), late, dead, counts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::world::World;
+use crate::engine::{Counters, OffsetMetadata, TopicNames};
+use crate::log::{Event, Log};
+use crate::plan::{Plan, StageInput};
+use crate::record::{Micros, OwnedRecord, TopicPartition};
+use crate::time::WATERMARK_MIN;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// By topic.
+    pub refined: BTreeMap<String, Vec<String>>,
+    pub late: Vec<String>,
+    pub dead: Vec<String>,
+    pub counters: Counters,
+    /// Rows whose window was past its retention.
+    pub expired: u64,
+}
+
+impl Outcome {
+    /// `exact`: each refined record, not only the last of each key.
+    pub fn read(log: &dyn Log, plan: &Plan, exact: bool) -> Self {
+        let names = TopicNames::of(plan);
+        let mut outcome = Self::default();
+        for topic in plan.sinks.iter().filter_map(|sink| sink.topic.as_ref()) {
+            let records = read(log, &topic.topic);
+            let lines = if exact || topic.key.is_empty() { all(&records) } else { last(records) };
+            outcome.refined.insert(topic.topic.to_string(), lines);
+        }
+        outcome.late = all(&read(log, &names.late));
+        outcome.dead = all(&read(log, &names.dead));
+        for stage in 0..plan.stages.len() {
+            let topic = names.input_topic(plan, stage);
+            for number in 0..log.partitions(&topic).unwrap().unwrap() {
+                let partition = TopicPartition::new(Arc::clone(&topic), number);
+                let Some(position) =
+                    log.committed(&names.group, std::slice::from_ref(&partition)).unwrap().remove(0)
+                else {
+                    continue;
+                };
+                let metadata = OffsetMetadata::parse(&position.metadata, &partition).unwrap();
+                outcome.counters.add(&metadata.counters.unwrap_or_default());
+                outcome.expired += metadata.expired;
+            }
+        }
+        outcome
+    }
+
+    /// The first thing in which two outcomes differ.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        if !self.counters.balanced() {
+            return Some(format!("the counts do not add up: {:?}", self.counters));
+        }
+        for (topic, expected) in &other.refined {
+            if let Some(difference) = differ(topic, &self.refined[topic], expected) {
+                return Some(difference);
+            }
+        }
+        let late = differ("late records", &self.late, &other.late);
+        let dead = || differ("dead letters", &self.dead, &other.dead);
+        let counters = || {
+            (self.counters != other.counters)
+                .then(|| format!("counted {:?}, expected {:?}", self.counters, other.counters))
+        };
+        let expired =
+            || (self.expired != other.expired).then(|| format!("{} rows are expired", self.expired));
+        late.or_else(dead).or_else(counters).or_else(expired)
+    }
+}
+
+fn differ(what: &str, found: &[String], expected: &[String]) -> Option<String> {
+    if found == expected {
+        return None;
+    }
+    let count = |line: &String, lines: &[String]| lines.iter().filter(|other| *other == line).count();
+    let surplus = found.iter().find(|line| count(line, found) > count(line, expected));
+    let missing = expected.iter().find(|line| count(line, expected) > count(line, found));
+    Some(format!(
+        "{what}: {} instead of {}; too many: {surplus:?}; missing: {missing:?}",
+        found.len(),
+        expected.len()
+    ))
+}
+
+fn text(bytes: Option<&[u8]>) -> String {
+    bytes.map_or_else(|| "none".to_owned(), |bytes| String::from_utf8_lossy(bytes).into_owned())
+}
+
+fn line(record: &OwnedRecord) -> String {
+    let headers: Vec<String> = record
+        .headers
+        .iter()
+        .map(|header| format!("{}={}", header.name, text(header.value.as_deref())))
+        .collect();
+    format!("{} {} {}", text(record.key.as_deref()), text(record.value.as_deref()), headers.join(" "))
+}
+
+fn all(records: &[OwnedRecord]) -> Vec<String> {
+    let mut lines: Vec<String> = records.iter().map(line).collect();
+    lines.sort();
+    lines
+}
+
+/// The last record of each key that is not deleted.
+fn last(records: Vec<OwnedRecord>) -> Vec<String> {
+    let by_key: BTreeMap<_, _> = records.into_iter().map(|record| (record.key.clone(), record)).collect();
+    by_key.values().filter(|record| record.value.is_some()).map(line).collect()
+}
+
+/// All committed records of a topic, partition by partition.
+pub fn read(log: &dyn Log, topic: &str) -> Vec<OwnedRecord> {
+    let mut records = Vec::new();
+    for number in 0..log.partitions(topic).unwrap().unwrap() {
+        let partition = TopicPartition::new(topic, number);
+        let bounds = log.bounds(&partition).unwrap();
+        let mut reader = log.reader().unwrap();
+        reader.assign(&[(partition.clone(), bounds.start)]).unwrap();
+        let mut position = bounds.start;
+        while position < bounds.end {
+            for event in reader.poll(Duration::ZERO).unwrap() {
+                match event {
+                    Event::Run(run) => {
+                        records.extend((0..run.records.len()).map(|index| run.records.to_owned(index)));
+                    }
+                    Event::End { position: end, .. } => position = end,
+                    _ => {}
+                }
+            }
+        }
+    }
+    records
+}
+
+/// Rounds of half a second until origins that are silent must have let everybody go on.
+const ROUNDS_MAX: u32 = 300;
+
+/// Waits, without faults, until keyed tasks stand at the highest watermark of the origins above them, all of which are
+/// idle by then.
+pub fn all_idle(world: &World) {
+    let mut behind = None;
+    for _ in 0..ROUNDS_MAX {
+        for _ in 0..10 {
+            world.tick();
+        }
+        world.quiet(Duration::from_millis(500));
+        behind = behind_idle(world);
+        if behind.is_none() || world.failure().is_some() {
+            return;
+        }
+    }
+    if let Some(behind) = behind {
+        world.fail(behind);
+    }
+}
+
+fn behind_idle(world: &World) -> Option<String> {
+    let (plan, names) = (&world.plan, TopicNames::of(&world.plan));
+    let watermarks = |stage: usize| -> Vec<(TopicPartition, Micros)> {
+        let topic = names.input_topic(plan, stage);
+        let numbers = 0..world.log.partitions(&topic).unwrap().unwrap_or(0);
+        let partitions = numbers.map(|number| TopicPartition::new(Arc::clone(&topic), number));
+        let each = partitions.map(|partition| {
+            let position =
+                world.log.committed(&names.group, std::slice::from_ref(&partition)).unwrap().remove(0);
+            let metadata =
+                position.map(|position| OffsetMetadata::parse(&position.metadata, &partition).unwrap());
+            (partition, metadata.map_or(WATERMARK_MIN, |metadata| metadata.watermark()))
+        });
+        each.collect()
+    };
+    for (stage, spec) in plan.stages.iter().enumerate() {
+        let StageInput::Exchange { upstream } = &spec.input else { continue };
+        if !upstream.iter().all(|&upstream| matches!(plan.stages[upstream].input, StageInput::Source(_))) {
+            continue;
+        }
+        let highest = upstream.iter().flat_map(|&upstream| watermarks(upstream)).map(|(_, at)| at).max();
+        for (partition, watermark) in watermarks(stage) {
+            if Some(watermark) < highest {
+                let why = format!(
+                    "{partition} stands at {watermark}, though all are idle and one has come to {highest:?}"
+                );
+                return Some(why);
+            }
+        }
+    }
+    None
+}

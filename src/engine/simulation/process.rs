@@ -1,0 +1,177 @@
+//! A simulated process: its workers, its machine, and its way to the log, all of which end when it crashes.
+//!
+//! Invariant: whatever a process asks of the world outside itself passes an edge, where it may crash, be stopped
+//! for a while, or find that the group rebalances.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::disk::Disk;
+use super::world::World;
+use crate::engine::machine::{Machine, Running};
+use crate::engine::run::{Life, Shared};
+use crate::engine::{EngineError, Result};
+use crate::log::LogError;
+use crate::state::{StateError, Store};
+
+type Work = Box<dyn FnOnce() + Send>;
+
+pub struct Process {
+    pub name: String,
+    /// The id under which it runs: of its host, or that of another one that it was copied from.
+    pub instance: String,
+    pub disk: Disk,
+    pub world: Weak<World>,
+    pub shared: Mutex<Option<Arc<Shared>>>,
+    pub lives: Vec<Mutex<Option<Life>>>,
+    pub stop: Arc<AtomicBool>,
+    jobs: Mutex<VecDeque<Arc<Mutex<Option<Work>>>>>,
+    crashed: AtomicBool,
+    /// It has no workers yet.
+    pub opening: AtomicBool,
+    /// It is stopped, as by SIGSTOP, or is on the stack already.
+    pub stopped: AtomicBool,
+    edges: AtomicU64,
+}
+
+impl Process {
+    pub fn new(world: &Arc<World>, name: String, instance: String, disk: Disk, workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            instance,
+            disk,
+            world: Arc::downgrade(world),
+            shared: Mutex::default(),
+            lives: (0..workers).map(|_| Mutex::new(None)).collect(),
+            stop: Arc::default(),
+            jobs: Mutex::default(),
+            crashed: AtomicBool::new(false),
+            opening: AtomicBool::new(true),
+            stopped: AtomicBool::new(false),
+            edges: AtomicU64::new(0),
+        })
+    }
+
+    pub fn is_crashed(&self) -> bool {
+        self.crashed.load(Ordering::Relaxed)
+    }
+
+    /// Ends it; what it has not flushed may be gone.
+    pub fn crash(&self) {
+        if !self.crashed.swap(true, Ordering::Relaxed)
+            && let Some(world) = self.world.upgrade()
+        {
+            world.trace(|| format!("{} crashes", self.name));
+            self.disk.crash(&mut world.dice());
+            self.jobs().clear();
+        }
+    }
+
+    /// Whether no worker of it works any more.
+    pub fn is_over(&self) -> bool {
+        !self.opening.load(Ordering::Relaxed)
+            && self.lives.iter().all(|life| life.try_lock().is_ok_and(|life| life.is_none()))
+    }
+
+    /// Something is asked of the world. False: the process is gone.
+    fn passes(&self, what: &str) -> bool {
+        let Some(world) = self.world.upgrade() else { return false };
+        if self.is_crashed() {
+            return false;
+        }
+        let edge = self.edges.fetch_add(1, Ordering::Relaxed) + 1;
+        world.at_edge(self, edge, what);
+        !self.is_crashed()
+    }
+
+    pub fn edge(&self, what: &str) -> Result<(), StateError> {
+        if self.passes(what) {
+            return Ok(());
+        }
+        Err(StateError::Io { place: self.name.clone(), detail: "the process has crashed".to_owned() })
+    }
+
+    pub fn log_edge(&self, what: &str) -> Result<(), LogError> {
+        if self.passes(what) { Ok(()) } else { Err(self.gone()) }
+    }
+
+    pub fn gone(&self) -> LogError {
+        LogError::Other { what: self.name.clone(), detail: "the process has crashed".to_owned() }
+    }
+
+    /// As an edge, but nobody else moves meanwhile: the object store is asked within an executor.
+    pub fn asks_objects(&self, what: &str) -> bool {
+        let Some(world) = self.world.upgrade() else { return false };
+        !self.is_crashed() && world.asks_objects(self, what) && !self.is_crashed()
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, VecDeque<Arc<Mutex<Option<Work>>>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn has_jobs(&self) -> bool {
+        !self.jobs().is_empty()
+    }
+
+    /// Does the work that was started first.
+    pub fn do_job(&self) {
+        let job = self.jobs().pop_front();
+        if let Some(work) = job.and_then(|job| job.lock().unwrap_or_else(PoisonError::into_inner).take()) {
+            work();
+        }
+    }
+}
+
+/// Work that waits for its turn, or is done when somebody waits for it.
+struct Waiting(Arc<Mutex<Option<Work>>>);
+
+impl Running for Waiting {
+    fn is_finished(&self) -> bool {
+        self.0.try_lock().is_ok_and(|work| work.is_none())
+    }
+
+    fn wait(self: Box<Self>) {
+        let work = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(work) = work {
+            work();
+        }
+    }
+}
+
+pub struct SimulatedMachine(pub Arc<Process>);
+
+impl SimulatedMachine {
+    fn world(&self) -> Arc<World> {
+        self.0.world.upgrade().unwrap()
+    }
+}
+
+impl Machine for SimulatedMachine {
+    fn now(&self) -> Instant {
+        self.world().now()
+    }
+
+    fn pause(&self, pause: Duration) {
+        self.world().advance(pause);
+    }
+
+    fn start(&self, work: Work) -> Box<dyn Running> {
+        let work = Arc::new(Mutex::new(Some(work)));
+        self.0.jobs().push_back(Arc::clone(&work));
+        Box::new(Waiting(work))
+    }
+
+    fn store(&self, task: &str) -> Result<Box<dyn Store>, StateError> {
+        Ok(Box::new(self.0.disk.open(&self.0, task)?))
+    }
+
+    fn instance(&self) -> &str {
+        &self.0.instance
+    }
+
+    fn random(&self) -> Result<u64, EngineError> {
+        Ok(self.world().dice().next())
+    }
+}

@@ -1,0 +1,125 @@
+//! Faults that a test plants in the engine, to see that other tests find them; no room, and seen by all of them.
+//!
+//! Invariant: without the feature `planted-faults` all of this compiles to nothing.
+//! Invariant: a fault is planted for the thread that asks for it, so tests run beside each other.
+
+/// What is broken. The rule that forbids it is named where there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// R7: state is checkpointed before its epoch is committed.
+    CheckpointBeforeCommit,
+    /// The watermark of an epoch stands before its rows in the exchange.
+    WatermarkAheadOfRows,
+    /// R4: an origin is taken for idle without a record in the exchange that says so.
+    IdleUnrecorded,
+    /// What recovery folds again is published again.
+    FoldNotMuted,
+    /// R7: a checkpoint's changes are stored under the offset of the one before, and are folded a second time.
+    JournalRedoneTwice,
+    /// The offset before the one that was read up to is committed.
+    OffsetOffByOne,
+    /// Rows are late by the watermark of the origin that is furthest ahead.
+    LateAtWrongOrigin,
+    /// R6: the old row of a correction does not reach the views above.
+    LostRetraction,
+    /// R6: the new row of a correction does not reach the topic.
+    LostCorrection,
+    /// R1: an epoch outlives the loss of its partitions, and is committed under the next assignment's fence.
+    ZombieCommit,
+    /// R2: a checkpoint below the log's start is good enough.
+    OldCheckpoint,
+    /// R3: only origins that were heard of are waited for.
+    OriginsUndeclared,
+    /// R4: the minimum over no origins is the end of time.
+    NobodyActiveClosesAll,
+    /// R5: what is too far ahead is decided by the clock on the wall.
+    WallClockDecides,
+    /// R6: a stage forwards its watermark without the grace of its windows.
+    GraceNotHeldBack,
+    /// R7: an abort keeps what the epoch did to the state.
+    AbortKeepsEpoch,
+    /// R10: an end is tested against the records that were read, not the position.
+    EndsByRecords,
+    /// R11: ties go to whoever came first.
+    TiesByArrival,
+    /// R12: what an aborted epoch has counted stays counted.
+    CountersOutliveAbort,
+    /// R14: everybody waits for the slowest, whether it can move or not.
+    WaitForAll,
+}
+
+#[cfg(feature = "planted-faults")]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Fault;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Fault>> = const { Cell::new(None) };
+        static WALL_CLOCK: Cell<i64> = const { Cell::new(0) };
+        static FURTHEST: Cell<i64> = const { Cell::new(i64::MIN) };
+    }
+
+    /// Takes the fault away when it is dropped.
+    #[must_use]
+    pub struct Planted(());
+
+    /// Plants a fault for this thread.
+    pub fn plant(fault: Fault) -> Planted {
+        PLANTED.set(Some(fault));
+        FURTHEST.set(i64::MIN);
+        Planted(())
+    }
+
+    impl Drop for Planted {
+        fn drop(&mut self) {
+            PLANTED.set(None);
+        }
+    }
+
+    pub fn planted(fault: Fault) -> bool {
+        PLANTED.get() == Some(fault)
+    }
+
+    /// The wall clock that a core room must not see.
+    pub fn wall_clock(fault: Fault) -> Option<i64> {
+        planted(fault).then(|| WALL_CLOCK.get())
+    }
+
+    pub fn set_wall_clock(micros: i64) {
+        WALL_CLOCK.set(micros);
+    }
+
+    /// The highest of what the tasks of this thread have said.
+    pub fn furthest(fault: Fault, own: i64) -> i64 {
+        if !planted(fault) {
+            return own;
+        }
+        FURTHEST.set(FURTHEST.get().max(own));
+        FURTHEST.get()
+    }
+}
+
+#[cfg(feature = "planted-faults")]
+pub use switch::{Planted, furthest, plant, planted, set_wall_clock, wall_clock};
+
+#[cfg(not(feature = "planted-faults"))]
+mod nothing {
+    use super::Fault;
+
+    #[inline(always)]
+    pub const fn planted(_: Fault) -> bool {
+        false
+    }
+    #[inline(always)]
+    pub const fn wall_clock(_: Fault) -> Option<i64> {
+        None
+    }
+    #[inline(always)]
+    pub const fn furthest(_: Fault, own: i64) -> i64 {
+        own
+    }
+}
+
+#[cfg(not(feature = "planted-faults"))]
+pub use nothing::{furthest, planted, wall_clock};
