@@ -1,16 +1,26 @@
-//! Reading origins in step: who is too far ahead of the slowest is paused (rule R14).
+//! Reading origins in step: who is too far ahead of the slowest is paused (rule R14), whichever process reads it.
+//! How far the others are is in what they commit: the watermark rides beside each offset.
 //!
 //! Invariant: nobody waits for an origin that can't move: one that is caught up, paused itself, or has not
 //! moved within [`PATIENCE`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use crate::log::Log;
+use crate::plan::{Plan, StageInput};
 use crate::planted::{Fault, planted};
 use crate::record::{Micros, TopicPartition};
+use crate::time::WATERMARK_MIN;
+
+use super::offsets::OffsetMetadata;
+use super::topics::TopicNames;
+use super::{EngineError, Result};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the origins of other processes are looked at.
+const OTHERS_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct Pace {
@@ -18,10 +28,21 @@ struct Pace {
     /// It stands at its end: nothing unread.
     caught_up: bool,
     paused: bool,
+    /// This process reads it.
+    own: bool,
     moved: Instant,
 }
 
-/// How far each origin that this process reads has come.
+impl Pace {
+    fn set(&mut self, watermark: Micros, caught_up: bool, now: Instant) {
+        if self.watermark != watermark || self.caught_up != caught_up {
+            self.moved = now;
+        }
+        (self.watermark, self.caught_up) = (watermark, caught_up);
+    }
+}
+
+/// How far each origin has come, as far as this process knows.
 #[derive(Clone, Default)]
 pub struct Drift {
     paces: Arc<Mutex<BTreeMap<TopicPartition, Pace>>>,
@@ -37,13 +58,11 @@ impl Drift {
         max_drift: Micros,
         now: Instant,
     ) -> bool {
-        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = Pace { watermark, caught_up, paused: false, moved: now };
+        let mut paces = self.lock();
+        let fresh = Pace { watermark, caught_up, paused: false, own: true, moved: now };
         let pace = paces.entry(origin.clone()).or_insert(fresh);
-        if pace.watermark != watermark || pace.caught_up != caught_up {
-            pace.moved = now;
-        }
-        (pace.watermark, pace.caught_up) = (watermark, caught_up);
+        pace.set(watermark, caught_up, now);
+        pace.own = true;
         let slowest = paces
             .iter()
             .filter(|(other, pace)| {
@@ -62,13 +81,152 @@ impl Drift {
     }
 
     pub fn remove(&self, origin: &TopicPartition) {
-        self.paces.lock().unwrap_or_else(PoisonError::into_inner).remove(origin);
+        self.lock().remove(origin);
+    }
+
+    /// What is known of an origin that another process reads.
+    fn other(&self, origin: TopicPartition, watermark: Micros, caught_up: bool, now: Instant) {
+        let mut paces = self.lock();
+        let fresh = Pace { watermark, caught_up, paused: false, own: false, moved: now };
+        let pace = paces.entry(origin).or_insert(fresh);
+        if !pace.own {
+            pace.set(watermark, caught_up, now);
+        }
+    }
+
+    /// The highest watermark among this process's origins; `None`: it reads none.
+    fn fastest(&self) -> Option<Micros> {
+        self.lock().values().filter(|pace| pace.own).map(|pace| pace.watermark).max()
+    }
+
+    fn is_own(&self, origin: &TopicPartition) -> bool {
+        self.lock().get(origin).is_some_and(|pace| pace.own)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TopicPartition, Pace>> {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The source partitions of a topology, looked at from outside: whoever reads them commits how far they are.
+pub struct Others {
+    drift: Drift,
+    log: Arc<dyn Log>,
+    group: String,
+    origins: Vec<TopicPartition>,
+    max_drift: Micros,
+}
+
+impl Others {
+    pub fn new(plan: &Plan, names: &TopicNames, log: &Arc<dyn Log>, drift: &Drift) -> Self {
+        let mut origins = Vec::new();
+        for (stage, spec) in plan.stages.iter().enumerate() {
+            let StageInput::Source(_) = spec.input else { continue };
+            let topic = names.input_topic(plan, stage);
+            let partitions = 0..names.count(&topic);
+            origins.extend(partitions.map(|partition| TopicPartition::new(Arc::clone(&topic), partition)));
+        }
+        let (drift, log, group) = (drift.clone(), Arc::clone(log), names.group.clone());
+        Self { drift, log, group, origins, max_drift: plan.max_drift }
+    }
+
+    /// Looks at them from time to time, on a thread of its own, until the sender is dropped. Nobody waits for the
+    /// thread: the log may be away.
+    pub fn watch(self) -> Result<mpsc::Sender<()>> {
+        let (stop, stopped) = mpsc::channel();
+        let watch = move || {
+            while stopped.recv_timeout(OTHERS_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                if let Err(error) = self.look(Instant::now()) {
+                    tracing::debug!("how far other processes are could not be read: {error}");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("drift".into()).spawn(watch);
+        thread.map_err(|error| EngineError::internal(format!("a thread could not be started: {error}")))?;
+        Ok(stop)
+    }
+
+    fn look(&self, now: Instant) -> Result<()> {
+        let Some(fastest) = self.drift.fastest() else { return Ok(()) };
+        let others: Vec<TopicPartition> =
+            self.origins.iter().filter(|origin| !self.drift.is_own(origin)).cloned().collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let committed = self.log.committed(&self.group, &others)?;
+        for (origin, position) in others.into_iter().zip(committed) {
+            let (offset, watermark, idle) = match position {
+                None => (0, WATERMARK_MIN, false),
+                Some(position) => {
+                    let metadata = OffsetMetadata::parse(&position.metadata, &origin)?;
+                    (position.offset, metadata.watermark(), metadata.idle)
+                }
+            };
+            // Only of one that somebody here might wait for does it matter whether it has unread records.
+            let slow = fastest > watermark.saturating_add(self.max_drift);
+            let caught_up = idle || !slow || self.log.bounds(&origin)?.end <= offset;
+            self.drift.other(origin, watermark, caught_up, now);
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::memory::MemoryLog;
+    use crate::log::{Outgoing, Position, TopicSpec};
+
+    const PLAN: &str = "{name: t, max_drift: 100s, sources: {s: {topic: in, format: json, columns: {at: timestamp}, \
+                        event_time: at}}, views: {v: select at from s}, sinks: {v: {topic: {name: out}}}}";
+
+    #[test]
+    fn the_one_ahead_waits_for_what_another_process_has_not_read() {
+        let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
+        let topic = TopicSpec { name: "in".into(), partitions: 2, config: BTreeMap::new() };
+        log.create_topics(&[topic]).unwrap();
+        let (a, b) = (TopicPartition::new("in", 0), TopicPartition::new("in", 1));
+        let mut producer = log.producer().unwrap();
+        let record = Outgoing { value: Some(b"{}"), ..Outgoing::default() };
+        producer.produce(&b, &[record; 10]).unwrap();
+        producer.flush(Duration::from_secs(5)).unwrap();
+        let plan = crate::plan::parse(PLAN, "t.yaml").unwrap();
+        let names = TopicNames::prepare(&plan, &*log, None).unwrap();
+        let drift = Drift::default();
+        let others = Others::new(&plan, &names, &log, &drift);
+        let (began, second) = (Instant::now(), 1_000_000);
+        let pause = |now| drift.must_pause(&a, 1000 * second, false, plan.max_drift, now);
+        let commit = |offset, watermark: Micros, idle| {
+            let mut metadata = OffsetMetadata::new(watermark);
+            metadata.idle = idle;
+            let position = Position { offset, metadata: metadata.to_text() };
+            log.commit_offsets(&names.group, &[(b.clone(), position)]).unwrap();
+        };
+        assert!(!pause(began), "nothing is known of the other");
+        others.look(began).unwrap();
+        assert!(pause(began), "it has committed nothing yet");
+        commit(3, 800 * second, false);
+        others.look(began).unwrap();
+        assert!(pause(began), "200 s behind");
+        commit(4, 950 * second, false);
+        others.look(began).unwrap();
+        assert!(!pause(began), "near enough");
+        commit(10, 800 * second, false);
+        others.look(began).unwrap();
+        assert!(!pause(began), "it has read all");
+        commit(3, 800 * second, true);
+        others.look(began).unwrap();
+        assert!(!pause(began), "idle");
+        commit(3, 800 * second, false);
+        others.look(began).unwrap();
+        assert!(pause(began + PATIENCE / 2));
+        others.look(began + PATIENCE * 2).unwrap();
+        assert!(!pause(began + PATIENCE * 2), "nobody waits for one that does not move");
+        // It comes over to this process, which knows better.
+        assert!(!drift.must_pause(&b, 990 * second, false, plan.max_drift, began));
+        others.look(began).unwrap();
+        assert!(!pause(began));
+    }
 
     #[test]
     fn the_one_ahead_waits_for_one_that_can_move() {

@@ -13,7 +13,7 @@ use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
 use crate::state::Checkpoints;
 
-use super::drift::Drift;
+use super::drift::{Drift, Others};
 use super::machine::{LocalMachine, Machine};
 use super::meta::{Meta, MetaEntry, MetaRecord};
 use super::offsets::Counters;
@@ -269,6 +269,8 @@ pub fn run(
     };
     let process = Process { machine, checkpoints, progress: progress.clone(), stop: Arc::clone(stop) };
     let shared = Arc::new(Shared::open(plan, log, options, meta.as_ref(), process)?);
+    // Dropped at the end, which ends it.
+    let _others = Others::new(plan, &shared.names, log, &shared.drift).watch()?;
     let mut outcomes: Vec<Result<u32>> = Vec::new();
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..options.threads.max(1))
