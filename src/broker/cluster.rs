@@ -15,23 +15,31 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::config::TopicConfig;
+use super::disk::{RealDisk, SharedDisk, is_there};
 use super::fault::Fault;
 use super::groups::Groups;
 use super::metadata::{Change, MetadataLog, TopicRecord};
 use super::partition::Partition;
-use super::transactions::Transaction;
+use super::transaction::Transaction;
 use super::{lock, read, write};
 
 const TOPIC_NAME_BYTES_MAX: usize = 249;
-pub const PARTITIONS_MAX: i32 = 10_000;
+pub const PARTITIONS_MAX: i32 = 1_000;
+/// Of all topics together: each is a folder with an open file at least.
+const ALL_PARTITIONS_MAX: usize = 5_000;
 /// Producer ids are taken from the metadata log in blocks, so that most need no sync.
 const PRODUCER_ID_BLOCK: i64 = 1000;
 /// Partitions are synced by at most this many threads at once.
 const SYNC_THREADS: usize = 8;
+
+/// What a tool is told when the data folder fails.
+fn storage(error: io::Error) -> (Fault, String) {
+    let why = format!("the broker's data folder cannot be written: {error}");
+    (Fault::from(error), why)
+}
 
 /// A topic; replaced as a whole when its configuration or partition count changes.
 pub struct Topic {
@@ -50,6 +58,7 @@ impl Topic {
 pub type PendingKey = (String, String, i32);
 
 pub struct Cluster {
+    disk: SharedDisk,
     directory: PathBuf,
     pub metadata: MetadataLog,
     topics: RwLock<BTreeMap<String, Arc<Topic>>>,
@@ -59,24 +68,32 @@ pub struct Cluster {
     pub groups: Groups,
     pub(super) transactions: Mutex<HashMap<String, Arc<Mutex<Transaction>>>>,
     pub(super) pending: Mutex<BTreeMap<PendingKey, i64>>,
-    /// Wakes fetches that wait for records.
-    pub appended: Notify,
 }
 
 impl Cluster {
     /// Opens the data folder and brings it to a consistent state: see [`Cluster::recover_transactions`].
     pub fn open(directory: &Path) -> io::Result<Cluster> {
+        Cluster::open_on(Arc::new(RealDisk), directory)
+    }
+
+    pub fn open_on(disk: SharedDisk, directory: &Path) -> io::Result<Cluster> {
+        disk.create_folders(&directory.join("topics"))?;
         let clean = directory.join("clean");
-        let verify = !clean.exists();
-        if !verify {
-            std::fs::remove_file(&clean)?;
+        let stopped_cleanly = is_there(&*disk, &clean)?;
+        if stopped_cleanly {
+            disk.remove(&clean)?;
         }
-        let metadata = MetadataLog::open(directory)?;
+        // The mark must not come back after a power cut, and the folder of the topics must.
+        disk.sync_folder(directory)?;
+        let metadata = MetadataLog::open(disk.clone(), directory)?;
         if metadata.read(|image| image.cluster_id.is_empty()) {
             metadata.write_synced(vec![Change::Cluster { id: Uuid::new_v4().simple().to_string() }])?;
         }
-        let records = metadata.read(|image| image.topics.clone());
+        let (records, last_boot) = metadata.read(|image| (image.topics.clone(), image.boot_id.clone()));
+        let boot = disk.boot();
+        let power_was_gone = !stopped_cleanly && !last_boot.is_empty() && last_boot != boot;
         let cluster = Cluster {
+            disk,
             directory: directory.to_owned(),
             topics: RwLock::default(),
             changing: Mutex::default(),
@@ -84,18 +101,20 @@ impl Cluster {
             groups: Groups::default(),
             transactions: Mutex::default(),
             pending: Mutex::default(),
-            appended: Notify::new(),
             metadata,
         };
         cluster.delete_leftovers(&records)?;
         let mut topics = BTreeMap::new();
         for (name, record) in records {
-            topics.insert(name.clone(), Arc::new(cluster.load(&name, &record, verify)?));
+            topics.insert(name.clone(), Arc::new(cluster.load(&name, &record, !stopped_cleanly)?));
         }
         *write(&cluster.topics) = topics;
         cluster
-            .recover_transactions()
+            .recover_transactions(power_was_gone)
             .map_err(|_| io::Error::other("an unfinished transaction can't be ended"))?;
+        if boot != last_boot {
+            cluster.metadata.write_synced(vec![Change::Boot { id: boot }])?;
+        }
         Ok(cluster)
     }
 
@@ -110,22 +129,25 @@ impl Cluster {
         for index in 0..record.partitions {
             let start = self.metadata.read(|image| image.starts.get(&(name.to_owned(), index)).copied());
             let path = directory.join(index.to_string());
-            partitions.push(Arc::new(Partition::open(&path, start.unwrap_or(0), verify)?));
+            partitions.push(Arc::new(Partition::open(self.disk.clone(), &path, start.unwrap_or(0), verify)?));
         }
         Ok(Topic { id: record.id.clone(), config, partitions })
     }
 
     fn delete_leftovers(&self, records: &BTreeMap<String, TopicRecord>) -> io::Result<()> {
         let topics = self.directory.join("topics");
-        std::fs::create_dir_all(&topics)?;
-        for entry in std::fs::read_dir(&topics)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if !records.values().any(|record| name.to_str() == Some(&record.id)) {
-                std::fs::remove_dir_all(entry.path())?;
+        for name in self.disk.names(&topics)? {
+            if !records.values().any(|record| name == record.id) {
+                self.disk.remove_folder(&topics.join(name))?;
             }
         }
         Ok(())
+    }
+
+    /// Makes the folders of new partitions outlive a power cut, before the metadata log names them.
+    fn sync_folders(&self, topic_id: &str) -> io::Result<()> {
+        self.disk.sync_folder(&self.topic_directory(topic_id))?;
+        self.disk.sync_folder(&self.directory.join("topics"))
     }
 
     pub fn topic(&self, name: &str) -> Option<Arc<Topic>> {
@@ -174,24 +196,43 @@ impl Cluster {
         if self.topic(name).is_some() {
             return Err((Fault::TopicAlreadyExists, format!("topic '{name}' exists already")));
         }
+        self.check_room(partitions as usize)?;
         if validate_only {
             return Ok(());
         }
         let record = TopicRecord { id: Uuid::new_v4().to_string(), partitions, config };
-        let storage = |error: io::Error| (Fault::from(error), "the data folder cannot be written".to_owned());
-        let topic = self.load(name, &record, true).map_err(storage)?;
-        self.metadata.write_synced(vec![Change::Topic { name: name.to_owned(), record }]).map_err(storage)?;
+        let id = record.id.clone();
+        let change = Change::Topic { name: name.to_owned(), record: record.clone() };
+        let created = self.load(name, &record, true).and_then(|topic| {
+            self.sync_folders(&id)?;
+            Ok((topic, self.metadata.write(vec![change])?))
+        });
+        let (topic, position) = created.map_err(|error| {
+            let _ = self.disk.remove_folder(&self.topic_directory(&id));
+            storage(error)
+        })?;
+        // What is written has happened, also where the sync fails and the client is told so.
         write(&self.topics).insert(name.to_owned(), Arc::new(topic));
+        self.metadata.sync(position).map_err(storage)
+    }
+
+    fn check_room(&self, more: usize) -> Result<(), (Fault, String)> {
+        let held: usize = read(&self.topics).values().map(|topic| topic.partitions.len()).sum();
+        if more > 0 && held + more > ALL_PARTITIONS_MAX {
+            let why = format!("the embedded broker holds {held} partitions; it takes {ALL_PARTITIONS_MAX}");
+            return Err((Fault::InvalidPartitions, why));
+        }
         Ok(())
     }
 
     pub fn delete_topic(&self, name: &str) -> Result<(), Fault> {
         let _one_at_a_time = lock(&self.changing);
         let topic = self.topic(name).ok_or(Fault::UnknownTopicOrPartition)?;
-        self.metadata.write_synced(vec![Change::TopicDeleted { name: name.to_owned() }])?;
+        let position = self.metadata.write(vec![Change::TopicDeleted { name: name.to_owned() }])?;
         write(&self.topics).remove(name);
-        std::fs::remove_dir_all(self.topic_directory(&topic.id))?;
-        self.appended.notify_waiters();
+        self.metadata.sync(position)?;
+        self.disk.remove_folder(&self.topic_directory(&topic.id))?;
+        topic.partitions.iter().for_each(|partition| partition.watchers.wake());
         Ok(())
     }
 
@@ -208,19 +249,22 @@ impl Cluster {
         let mut record = self.metadata.read(|image| image.topics.get(name).cloned()).ok_or_else(unknown)?;
         change(&mut record)?;
         let config = TopicConfig::new(record.config.clone()).map_err(|why| (Fault::InvalidConfig, why))?;
+        self.check_room((record.partitions as usize).saturating_sub(old.partitions.len()))?;
         if validate_only {
             return Ok(());
         }
-        let storage = |error: io::Error| (Fault::from(error), "the data folder cannot be written".to_owned());
         let mut partitions = old.partitions.clone();
         for index in partitions.len() as i32..record.partitions {
             let path = self.topic_directory(&record.id).join(index.to_string());
-            partitions.push(Arc::new(Partition::open(&path, 0, true).map_err(storage)?));
+            let opened = Partition::open(self.disk.clone(), &path, 0, true);
+            partitions.push(Arc::new(opened.map_err(storage)?));
         }
+        self.sync_folders(&record.id).map_err(storage)?;
         let topic = Topic { id: record.id.clone(), config, partitions };
-        self.metadata.write_synced(vec![Change::Topic { name: name.to_owned(), record }]).map_err(storage)?;
+        let change = Change::Topic { name: name.to_owned(), record };
+        let position = self.metadata.write(vec![change]).map_err(storage)?;
         write(&self.topics).insert(name.to_owned(), Arc::new(topic));
-        Ok(())
+        self.metadata.sync(position).map_err(storage)
     }
 
     /// A producer id that was never handed out before, whatever happened since.
@@ -266,6 +310,7 @@ impl Cluster {
             for (index, partition) in topic.partitions.iter().enumerate() {
                 let expired = partition.expire(&topic.config).and_then(|start| match start {
                     Some(offset) => self.move_start(&name, index as i32, partition, offset),
+                    None if partition.has_leftovers() => Ok(partition.drop_segments()?),
                     None => Ok(()),
                 });
                 if expired.is_err() {
@@ -274,6 +319,23 @@ impl Cluster {
                         partition = index,
                         "retention could not delete old records"
                     );
+                }
+            }
+        }
+    }
+
+    /// Compacts the topics that want it, one partition after the other, until told to stop.
+    pub fn compact(&self, stopped: &dyn Fn() -> bool) {
+        for (name, topic) in self.topics() {
+            for (index, partition) in topic.partitions.iter().enumerate() {
+                if !topic.config.compact || stopped() {
+                    break;
+                }
+                match partition.compact(&topic.config) {
+                    Err(error) if self.topic(&name).is_some() => {
+                        tracing::error!(topic = name, partition = index, %error, "compaction failed; it tries again");
+                    }
+                    _ => {}
                 }
             }
         }
@@ -295,6 +357,7 @@ impl Cluster {
     /// The last thing a stop does: the next start then trusts the files.
     pub fn close(&self) -> io::Result<()> {
         self.sync_all()?;
-        std::fs::File::create(self.directory.join("clean"))?.sync_all()
+        self.disk.create(&self.directory.join("clean"))?.sync()?;
+        self.disk.sync_folder(&self.directory)
     }
 }

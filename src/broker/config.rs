@@ -2,8 +2,6 @@
 //!
 //! Invariant: a name that Kafka does not know, or a value that does not parse, is refused when it is set; so
 //! reading a configuration back never fails.
-//! Architecture invariant: `cleanup.policy=compact` is accepted and such a topic keeps everything; compaction
-//! itself is not built.
 
 use std::collections::BTreeMap;
 
@@ -69,6 +67,18 @@ const KNOWN: &[(&str, &str, Kind)] = &[
     ("unclean.leader.election.enable", "false", Kind::Boolean),
 ];
 
+const NOT_NEGATIVE: [&str; 9] = [
+    "delete.retention.ms",
+    "max.compaction.lag.ms",
+    "max.message.bytes",
+    "message.timestamp.after.max.ms",
+    "message.timestamp.before.max.ms",
+    "message.timestamp.difference.max.ms",
+    "min.compaction.lag.ms",
+    "segment.bytes",
+    "segment.ms",
+];
+
 /// One line of a configuration, as described to clients.
 pub struct Entry {
     pub name: &'static str,
@@ -84,14 +94,21 @@ pub struct Entry {
 pub struct TopicConfig {
     /// What was set, without defaults.
     pub explicit: BTreeMap<String, String>,
+    /// `cleanup.policy`: what is old goes, what is superseded goes; both are possible.
     pub delete: bool,
+    pub compact: bool,
+    pub delete_retention_ms: i64,
     pub log_append_time: bool,
+    pub max_compaction_lag_ms: i64,
     pub message_bytes_max: usize,
+    pub min_cleanable_dirty_ratio: f64,
+    pub min_compaction_lag_ms: i64,
     pub retention_bytes: i64,
     pub retention_ms: i64,
     pub segment_bytes: u64,
     pub segment_ms: i64,
     pub timestamp_after_max_ms: i64,
+    pub timestamp_before_max_ms: i64,
 }
 
 impl TopicConfig {
@@ -125,20 +142,32 @@ impl TopicConfig {
                 "message.timestamp.type is CreateTime or LogAppendTime, not '{timestamp_type}'"
             ));
         }
-        for name in ["max.message.bytes", "segment.bytes", "segment.ms", "message.timestamp.after.max.ms"] {
+        for name in NOT_NEGATIVE {
             if number(name) < 0 {
                 return Err(format!("{name} cannot be negative"));
             }
         }
+        let ratio = text("min.cleanable.dirty.ratio").parse().unwrap_or(0.5);
+        if !(0.0..=1.0).contains(&ratio) {
+            return Err(format!("min.cleanable.dirty.ratio is from 0 to 1, not {ratio}"));
+        }
+        // The older name for both sides.
+        let difference_ms = number("message.timestamp.difference.max.ms");
         Ok(TopicConfig {
             delete: policy.contains("delete"),
+            compact: policy.contains("compact"),
+            delete_retention_ms: number("delete.retention.ms"),
             log_append_time: timestamp_type == "LogAppendTime",
+            max_compaction_lag_ms: number("max.compaction.lag.ms"),
+            min_cleanable_dirty_ratio: ratio,
+            min_compaction_lag_ms: number("min.compaction.lag.ms"),
             message_bytes_max: usize::try_from(number("max.message.bytes")).unwrap_or(usize::MAX),
             retention_bytes: number("retention.bytes"),
             retention_ms: number("retention.ms"),
             segment_bytes: u64::try_from(number("segment.bytes")).unwrap_or(u64::MAX),
             segment_ms: number("segment.ms"),
-            timestamp_after_max_ms: number("message.timestamp.after.max.ms"),
+            timestamp_after_max_ms: number("message.timestamp.after.max.ms").min(difference_ms),
+            timestamp_before_max_ms: number("message.timestamp.before.max.ms").min(difference_ms),
             explicit,
         })
     }
@@ -187,6 +216,8 @@ mod tests {
         assert!(of(&[("retention.ms", "soon")]).unwrap_err().contains("'soon'"));
         assert!(of(&[("cleanup.policy", "none")]).is_err());
         assert!(of(&[("message.timestamp.type", "Never")]).is_err());
+        assert!(of(&[("min.cleanable.dirty.ratio", "2")]).is_err());
+        assert!(of(&[("min.compaction.lag.ms", "-1")]).is_err());
         assert!(of(&[("cleanup.policy", "compact,delete"), ("preallocate", "true")]).is_ok());
     }
 }

@@ -13,6 +13,8 @@ pub enum Fault {
     CorruptMessage = 2,
     UnknownTopicOrPartition = 3,
     MessageTooLarge = 10,
+    OffsetMetadataTooLarge = 12,
+    CoordinatorNotAvailable = 15,
     InvalidTopic = 17,
     IllegalGeneration = 22,
     InconsistentGroupProtocol = 23,
@@ -39,6 +41,7 @@ pub enum Fault {
     NonEmptyGroup = 68,
     GroupIdNotFound = 69,
     MemberIdRequired = 79,
+    GroupMaxSizeReached = 81,
     FencedInstanceId = 82,
     InvalidRecord = 87,
     UnstableOffsetCommit = 88,
@@ -53,10 +56,22 @@ pub fn code<T>(outcome: &Result<T, Fault>) -> i16 {
     }
 }
 
+impl Fault {
+    /// As a coordinator says it: its clients know no storage error, but ask again for as long as they have time.
+    pub fn of_coordinator(self) -> Fault {
+        match self {
+            Fault::KafkaStorageError => Fault::CoordinatorNotAvailable,
+            other => other,
+        }
+    }
+}
+
 impl From<io::Error> for Fault {
     /// The client learns that storage failed; the operator reads why in the log.
     fn from(error: io::Error) -> Fault {
-        tracing::error!(%error, "the embedded broker cannot read or write its data folder");
+        let full = error.kind() == io::ErrorKind::StorageFull;
+        let then = if full { "free some space: it goes on by itself" } else { "look at the disk" };
+        tracing::error!(%error, "the embedded broker cannot read or write its data folder; {then}");
         Fault::KafkaStorageError
     }
 }

@@ -19,6 +19,12 @@ use super::membership::{Member, subscribed_topics};
 
 /// A new group waits this long for more first members, so that they need not rebalance at once.
 const FIRST_JOIN_WAIT: Duration = Duration::from_millis(200);
+/// A group has at most so many members, and promises of ids (Kafka's `group.max.size` is unlimited by default).
+const MEMBERS_MAX: usize = 1_000;
+/// What a member may say of itself: its subscriptions in all protocols together.
+const SUBSCRIPTION_BYTES_MAX: usize = 1 << 20;
+/// As long as a string of the protocol could be before its flexible versions.
+pub const NAME_BYTES_MAX: usize = i16::MAX as usize;
 const SESSION_MAX: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +108,11 @@ impl Group {
             join_from: now,
             join_until: now,
         }
+    }
+
+    /// Whether nobody is in it, or about to be: what it has committed is remembered elsewhere.
+    pub fn is_over(&self) -> bool {
+        self.members.is_empty() && self.promised.is_empty()
     }
 
     pub fn instance(&self, instance: &str) -> Option<String> {
@@ -249,8 +260,12 @@ pub enum Admitted {
 /// What can be said of a join without its group.
 pub fn check_join(join: &Join) -> Result<(), (Fault, String)> {
     let refuse = |fault: Fault| Err((fault, join.member.clone()));
-    if join.group.is_empty() {
+    if join.group.is_empty() || join.group.len() > NAME_BYTES_MAX {
         return refuse(Fault::InvalidGroupId);
+    }
+    let said = join.protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum::<usize>();
+    if said + join.client.len() + join.instance.as_ref().map_or(0, String::len) > SUBSCRIPTION_BYTES_MAX {
+        return refuse(Fault::InvalidRequest);
     }
     if join.session.is_zero() || join.session > SESSION_MAX {
         return refuse(Fault::InvalidSessionTimeout);
@@ -274,6 +289,9 @@ pub fn admit_join(group: &mut Group, join: &Join, now: Instant) -> Result<Admitt
         && (group.protocol_type != join.protocol_type || !join.protocols.iter().any(|(name, _)| speaks(name)))
     {
         return refuse(Fault::InconsistentGroupProtocol);
+    }
+    if join.member.is_empty() && group.members.len() + group.promised.len() >= MEMBERS_MAX {
+        return refuse(Fault::GroupMaxSizeReached);
     }
     group.protocol_type.clone_from(&join.protocol_type);
     if join.member.is_empty() {

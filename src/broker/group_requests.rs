@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kafka_protocol::messages::delete_groups_response::DeletableGroupResult;
 use kafka_protocol::messages::describe_groups_response::{DescribedGroup, DescribedGroupMember};
 use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
@@ -27,6 +28,11 @@ fn milliseconds(value: i32) -> Duration {
     Duration::from_millis(u64::try_from(value).unwrap_or(0))
 }
 
+/// What a group keeps must not keep the whole request.
+fn own(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
 fn instance(id: &Option<StrBytes>) -> Option<String> {
     id.as_ref().map(|id| id.to_string())
 }
@@ -37,7 +43,11 @@ async fn wait<T>(mut answer: oneshot::Receiver<T>, incoming: &mut Incoming) -> O
         answer = &mut answer => return answer.ok(),
         more = incoming.more() => if !more { return None },
     }
-    answer.await.ok()
+    // The next request is there already; it is served after this one, if the client still waits for it.
+    tokio::select! {
+        answer = answer => answer.ok(),
+        () = incoming.hung_up() => None,
+    }
 }
 
 pub async fn join(
@@ -60,7 +70,7 @@ pub async fn join(
             session
         },
         protocol_type: request.protocol_type.to_string(),
-        protocols: request.protocols.into_iter().map(|p| (p.name.to_string(), p.metadata)).collect(),
+        protocols: request.protocols.into_iter().map(|p| (p.name.to_string(), own(&p.metadata))).collect(),
         id_first: call.version >= 4,
     });
     let gone = || (Fault::UnknownMemberId, request.member_id.to_string());
@@ -100,7 +110,7 @@ pub async fn sync(
         generation: request.generation_id,
     };
     let assignments = request.assignments.iter();
-    let assignments = assignments.map(|a| (a.member_id.to_string(), a.assignment.clone())).collect();
+    let assignments = assignments.map(|a| (a.member_id.to_string(), own(&a.assignment))).collect();
     let outcome = match cluster.groups.sync(&request.group_id, &caller, assignments) {
         Ok(answer) => wait(answer, incoming).await.unwrap_or(Err(Fault::RebalanceInProgress)),
         Err(fault) => Err(fault),

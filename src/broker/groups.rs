@@ -168,10 +168,11 @@ impl Groups {
         }
     }
 
-    /// Removes members whose session has ended, and ends waits that are over.
+    /// Removes members whose session has ended, ends waits that are over, and forgets groups that nobody is in.
     pub fn tick(&self) {
         let now = Instant::now();
-        for group in lock(&self.groups).values_mut() {
+        let mut groups = lock(&self.groups);
+        for group in groups.values_mut() {
             group.promised.retain(|_, until| *until > now);
             let dead: Vec<String> = group
                 .members
@@ -185,5 +186,61 @@ impl Groups {
             }
             group.complete_join(now);
         }
+        groups.retain(|_, group| !group.is_over());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn join(group: &str, member: &str) -> Join {
+        Join {
+            group: group.to_owned(),
+            member: member.to_owned(),
+            instance: None,
+            client: "c".to_owned(),
+            host: "/127.0.0.1".to_owned(),
+            session: Duration::from_millis(20),
+            rebalance: Duration::from_millis(20),
+            protocol_type: "consumer".to_owned(),
+            protocols: vec![("range".to_owned(), Bytes::new())],
+            id_first: true,
+        }
+    }
+
+    fn tick_until(groups: &Groups, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what} did not come true");
+            groups.tick();
+        }
+    }
+
+    #[test]
+    fn groups_that_nobody_is_in_any_more_are_forgotten() {
+        let groups = Groups::default();
+        for number in 0..100 {
+            // It asks for an id and never comes back.
+            let answer = groups.join(join(&format!("g{number}"), "")).blocking_recv().unwrap();
+            assert!(matches!(answer, Err((Fault::MemberIdRequired, _))));
+        }
+        assert_eq!(groups.list().len(), 100);
+        tick_until(&groups, "an empty list", || groups.list().is_empty());
+    }
+
+    #[test]
+    fn a_group_takes_so_many_members_and_what_one_says_is_bounded() {
+        let groups = Groups::default();
+        let ask = |join: Join| groups.join(join).blocking_recv().unwrap().map(|joined| joined.member);
+        let patient = || Join { session: Duration::from_secs(600), ..join("g", "") };
+        let answers: Vec<Fault> = (0..1_001).map(|_| ask(patient()).unwrap_err().0).collect();
+        assert!(answers[..1_000].iter().all(|fault| *fault == Fault::MemberIdRequired));
+        assert_eq!(answers[1_000], Fault::GroupMaxSizeReached);
+        let mut wordy = join("other", "");
+        wordy.protocols[0].1 = Bytes::from(vec![0; 2 << 20]);
+        assert_eq!(ask(wordy).unwrap_err().0, Fault::InvalidRequest);
     }
 }

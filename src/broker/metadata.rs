@@ -4,17 +4,18 @@
 //! Invariant: the file is frames of (length, CRC-32C, JSON of a list of changes); a frame is applied whole or,
 //! when the file's end is torn, not at all.
 //! Invariant: the image changes only by a change that was written first.
+//! Invariant: after a sync that failed the file is written anew from the image, for nobody knows what is on the disk.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
+use super::disk::{Disk, SharedDisk, SharedFile, is_there, read_all};
 use super::lock;
-use super::transactions::Transaction;
+use super::transaction::Transaction;
 
 const FRAME_HEADER_BYTES: usize = 8;
 /// The file is rewritten once it is this much larger than the last rewrite.
@@ -41,6 +42,10 @@ pub struct Committed {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Change {
     Cluster {
+        id: String,
+    },
+    /// The boot of the machine that the broker last ran in.
+    Boot {
         id: String,
     },
     Topic {
@@ -78,6 +83,7 @@ pub enum Change {
 #[derive(Default)]
 pub struct Image {
     pub cluster_id: String,
+    pub boot_id: String,
     pub topics: BTreeMap<String, TopicRecord>,
     pub starts: BTreeMap<(String, i32), i64>,
     /// By group, then topic and partition.
@@ -90,6 +96,7 @@ impl Image {
     fn apply(&mut self, change: Change) {
         match change {
             Change::Cluster { id } => self.cluster_id = id,
+            Change::Boot { id } => self.boot_id = id,
             Change::Topic { name, record } => {
                 self.topics.insert(name, record);
             }
@@ -121,6 +128,7 @@ impl Image {
     fn changes(&self) -> Vec<Change> {
         let mut changes = vec![
             Change::Cluster { id: self.cluster_id.clone() },
+            Change::Boot { id: self.boot_id.clone() },
             Change::ProducerIds { next: self.next_producer_id },
         ];
         for (name, record) in &self.topics {
@@ -148,16 +156,19 @@ impl Image {
 
 struct State {
     image: Image,
-    file: Arc<File>,
+    file: SharedFile,
     size: u64,
     /// What the file was after the last rewrite.
     rewritten: u64,
     /// Bytes ever written, over rewrites; a position to sync up to.
     written: u64,
+    /// A sync failed.
+    doubtful: bool,
 }
 
 /// The metadata log of a broker.
 pub struct MetadataLog {
+    disk: SharedDisk,
     path: PathBuf,
     state: Mutex<State>,
     /// The position that is on the disk. Its lock is held for the sync, so that those who wait share one.
@@ -166,13 +177,10 @@ pub struct MetadataLog {
 
 impl MetadataLog {
     /// Reads the log, cuts off a torn end and rewrites it as short as it can be.
-    pub fn open(directory: &Path) -> io::Result<MetadataLog> {
+    pub fn open(disk: SharedDisk, directory: &Path) -> io::Result<MetadataLog> {
         let path = directory.join("metadata.log");
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
+        let held = if is_there(&*disk, &path)? { Some(disk.open(&path)?) } else { None };
+        let bytes = held.as_deref().map_or(Ok(Vec::new()), read_all)?;
         let mut image = Image { next_producer_id: 1, ..Image::default() };
         let mut rest = &bytes[..];
         while let Some((changes, after)) = frame(rest)? {
@@ -182,9 +190,23 @@ impl MetadataLog {
         if !rest.is_empty() {
             tracing::warn!(bytes = rest.len(), "cut a torn write off the end of the metadata log");
         }
-        let (file, size) = rewrite(&path, &image)?;
-        let state = State { image, file: Arc::new(file), size, rewritten: size, written: size };
-        Ok(MetadataLog { path, state: Mutex::new(state), synced: Mutex::new(size) })
+        let whole = (bytes.len() - rest.len()) as u64;
+        let (file, size) = match (rewrite(&*disk, &path, &image), held) {
+            (Ok((file, size)), _) => {
+                disk.sync_folder(directory)?;
+                (file, size)
+            }
+            (Err(error), Some(file)) => {
+                // A full disk: topics can be deleted only by a broker that starts.
+                tracing::warn!(%error, "the metadata log was not shortened");
+                file.truncate(whole)?;
+                file.sync()?;
+                (file, whole)
+            }
+            (Err(error), None) => return Err(error),
+        };
+        let state = State { image, file, size, rewritten: size, written: size, doubtful: false };
+        Ok(MetadataLog { disk, path, state: Mutex::new(state), synced: Mutex::new(size) })
     }
 
     /// Looks at the image.
@@ -197,11 +219,8 @@ impl MetadataLog {
     pub fn write(&self, changes: Vec<Change>) -> io::Result<u64> {
         let frame = encode(&changes)?;
         let mut state = lock(&self.state);
-        if let Err(error) = (&*state.file).write_all(&frame) {
-            // A half-written frame would hide every later one from the next start.
-            state.file.set_len(state.size)?;
-            return Err(error);
-        }
+        // One that failed is overwritten by the next; what is left of it behind that is no frame.
+        state.file.write_all_at(&frame, state.size)?;
         state.size += frame.len() as u64;
         state.written += frame.len() as u64;
         changes.into_iter().for_each(|change| state.image.apply(change));
@@ -214,16 +233,43 @@ impl MetadataLog {
         if *synced >= position {
             return Ok(());
         }
-        let (file, written) = {
+        let (file, written, doubtful) = {
             let state = lock(&self.state);
-            (state.file.clone(), state.written)
+            (state.file.clone(), state.written, state.doubtful)
         };
-        file.sync_data()?;
+        if doubtful {
+            *synced = self.rewrite()?;
+            return Ok(());
+        }
+        if let Err(error) = file.sync() {
+            lock(&self.state).doubtful = true;
+            return Err(error);
+        }
         *synced = written;
         Ok(())
     }
 
-    /// Writes changes and puts them on the disk.
+    /// Writes the file anew, synced, and says up to where.
+    fn rewrite(&self) -> io::Result<u64> {
+        let mut state = lock(&self.state);
+        let (file, size) = rewrite(&*self.disk, &self.path, &state.image)?;
+        // The new file has the name from here on, whether or not that outlives a power cut.
+        state.file = file;
+        state.size = size;
+        state.rewritten = size;
+        state.doubtful = true;
+        self.disk.sync_folder(self.path.parent().unwrap_or(&self.path))?;
+        state.doubtful = false;
+        Ok(state.written)
+    }
+
+    /// Puts everything written so far on the disk.
+    pub fn sync_all(&self) -> io::Result<()> {
+        let written = lock(&self.state).written;
+        self.sync(written)
+    }
+
+    /// Writes changes and puts them on the disk. After an error they may or may not have happened.
     pub fn write_synced(&self, changes: Vec<Change>) -> io::Result<()> {
         let position = self.write(changes)?;
         self.sync(position)
@@ -236,11 +282,9 @@ impl MetadataLog {
             (state.written, state.size > 2 * state.rewritten + GROWTH_BYTES_MAX)
         };
         if grown {
-            let mut state = lock(&self.state);
-            let (file, size) = rewrite(&self.path, &state.image)?;
-            state.file = Arc::new(file);
-            state.size = size;
-            state.rewritten = size;
+            let mut synced = lock(&self.synced);
+            *synced = self.rewrite()?;
+            return Ok(());
         }
         self.sync(written)
     }
@@ -262,32 +306,38 @@ fn frame(bytes: &[u8]) -> io::Result<Option<(Vec<Change>, &[u8])>> {
     let Some((head, rest)) = bytes.split_at_checked(FRAME_HEADER_BYTES) else { return Ok(None) };
     let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let Some((body, rest)) = rest.split_at_checked(number(0) as usize) else { return Ok(None) };
-    if crc32c::crc32c(body) != number(4) {
+    // A power cut can leave zeros, and the checksum of nothing is zero.
+    if body.is_empty() || crc32c::crc32c(body) != number(4) {
         return Ok(None);
     }
     Ok(Some((serde_json::from_slice(body)?, rest)))
 }
 
-fn rewrite(path: &Path, image: &Image) -> io::Result<(File, u64)> {
+/// A new file under the log's name; that it has the name is not synced yet.
+fn rewrite(disk: &dyn Disk, path: &Path, image: &Image) -> io::Result<(SharedFile, u64)> {
     let temporary = path.with_extension("new");
-    let mut file = File::create(&temporary)?;
+    let file = disk.create(&temporary)?;
     let mut size = 0;
     for changes in image.changes().chunks(256) {
         let frame = encode(changes)?;
-        file.write_all(&frame)?;
+        file.write_all_at(&frame, size)?;
         size += frame.len() as u64;
     }
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
-    Ok((OpenOptions::new().append(true).open(path)?, size))
+    file.sync()?;
+    disk.rename(&temporary, path)?;
+    Ok((file, size))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::disk::RealDisk;
     use super::*;
+
+    fn open(folder: &Path) -> MetadataLog {
+        MetadataLog::open(Arc::new(RealDisk), folder).unwrap()
+    }
 
     fn offset(offset: i64) -> Change {
         let committed = Committed { offset, leader_epoch: -1, metadata: "tab\there\n".into() };
@@ -302,26 +352,28 @@ mod tests {
     fn what_was_written_is_there_after_a_restart_and_a_torn_end_is_cut() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metadata.log");
-        let log = MetadataLog::open(folder.path()).unwrap();
+        let log = open(folder.path());
         log.write_synced(vec![offset(1)]).unwrap();
         let one = std::fs::read(&path).unwrap();
         log.write(vec![offset(2), Change::ProducerIds { next: 77 }]).unwrap();
         let two = std::fs::read(&path).unwrap();
         drop(log);
-        let log = MetadataLog::open(folder.path()).unwrap();
+        let log = open(folder.path());
         assert_eq!((committed(&log), log.read(|image| image.next_producer_id)), (Some(2), 77));
         drop(log);
         for cut in one.len()..two.len() {
             std::fs::write(&path, &two[..cut]).unwrap();
-            let log = MetadataLog::open(folder.path()).unwrap();
+            let log = open(folder.path());
             assert_eq!((committed(&log), log.read(|image| image.next_producer_id)), (Some(1), 1));
         }
+        std::fs::write(&path, [&one[..], &[0; 50]].concat()).unwrap();
+        assert_eq!(committed(&open(folder.path())), Some(1));
     }
 
     #[test]
     fn the_log_does_not_grow_for_ever() {
         let folder = tempfile::tempdir().unwrap();
-        let log = MetadataLog::open(folder.path()).unwrap();
+        let log = open(folder.path());
         for at in 0..200_000 {
             log.write(vec![offset(at)]).unwrap();
         }
@@ -329,13 +381,13 @@ mod tests {
         assert!(std::fs::metadata(folder.path().join("metadata.log")).unwrap().len() < 10_000);
         log.write(vec![offset(-5)]).unwrap();
         drop(log);
-        assert_eq!(committed(&MetadataLog::open(folder.path()).unwrap()), Some(-5));
+        assert_eq!(committed(&open(folder.path())), Some(-5));
     }
 
     #[test]
     fn deleting_a_topic_forgets_its_offsets() {
         let folder = tempfile::tempdir().unwrap();
-        let log = MetadataLog::open(folder.path()).unwrap();
+        let log = open(folder.path());
         log.write(vec![offset(1), Change::TopicDeleted { name: "t".into() }]).unwrap();
         assert_eq!(committed(&log), None);
     }

@@ -12,18 +12,24 @@
 //! cluster     topics and partitions of one data folder
 //! metadata    the log of everything that is not a record
 //! partition   one partition ─ segment (files), producers (sequences, open transactions), batch (the format)
+//!             ─ retention, compaction: how records go again
+//! disk        the file operations that all of it is made of
 //! ```
 //! Invariant: what was acknowledged survives kill -9; what a committed transaction covers survives a power cut
 //! (see `transactions.rs`); everything else is on the disk within a second.
 //! Invariant: it listens where it is told, on loopback by default, and asks nobody who they are.
-//! Architecture invariant: no replication, no access control, no topics made by asking for them, no compaction
-//! (a `cleanup.policy=compact` topic keeps everything).
+//! Architecture invariant: no replication, no access control, no topics made by asking for them.
 
 mod admin;
 mod batch;
 mod cluster;
+mod compaction;
+mod compression;
 mod config;
 mod configs;
+mod disk;
+#[cfg(test)]
+mod disk_faults;
 mod dispatch;
 mod fault;
 mod fetch;
@@ -36,11 +42,20 @@ mod offsets;
 mod partition;
 mod produce;
 mod producers;
+mod records;
+mod retention;
 mod segment;
 mod server;
 mod shape;
+#[cfg(test)]
+mod simulated_disk;
+mod transaction;
+mod transaction_recovery;
 mod transaction_requests;
 mod transactions;
+#[cfg(test)]
+mod view;
+mod watch;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -50,9 +65,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::watch;
+use tokio::sync::watch as channel;
 
 use cluster::Cluster;
+use server::Limits;
 
 pub type Result<T, E = BrokerError> = std::result::Result<T, E>;
 
@@ -97,7 +113,7 @@ pub struct Options {
 /// A running broker. Dropping or stopping it puts everything on the disk and frees the folder.
 pub struct Broker {
     address: SocketAddr,
-    stop: watch::Sender<bool>,
+    stop: channel::Sender<bool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -125,6 +141,7 @@ impl Broker {
             move |source: io::Error| BrokerError::Storage { what, path, source }
         };
         std::fs::create_dir_all(folder).map_err(storage("create"))?;
+        disk::raise_file_limit();
         let lock = take_lock(folder)?;
         let unable = |source: io::Error| BrokerError::Listen { address: options.listen, source };
         // A taken port is found out before the folder is touched.
@@ -133,7 +150,7 @@ impl Broker {
         let address = listener.local_addr().map_err(unable)?;
         let cluster = Arc::new(Cluster::open(folder).map_err(storage("open"))?);
         publish(folder, address).map_err(storage("write the address file of"))?;
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = channel::channel(false);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKER_THREADS)
             .thread_name("broker")
@@ -142,12 +159,15 @@ impl Broker {
             .map_err(storage("start threads to serve"))?;
         let upkeep = spawn_upkeep(cluster.clone(), stopped.clone());
         let upkeep = upkeep.map_err(storage("start threads to serve"))?;
+        let cleaner = spawn_cleaner(cluster.clone(), stopped.clone());
+        let cleaner = cleaner.map_err(storage("start threads to serve"))?;
         let path = folder.clone();
         let main = move || {
             let _held = lock;
-            let served = runtime.block_on(server::serve(cluster.clone(), listener, stopped));
+            let served =
+                runtime.block_on(server::serve(cluster.clone(), listener, Limits::default(), stopped));
             runtime.shutdown_timeout(STOP_PATIENCE);
-            let upkeep_ended = upkeep.join();
+            let upkeep_ended = upkeep.join().and_then(|()| cleaner.join());
             let _ = std::fs::remove_file(path.join("address"));
             cluster.close().map_err(|source| BrokerError::Storage { what: "close", path, source })?;
             served.map_err(|source| BrokerError::Listen { address, source })?;
@@ -248,7 +268,7 @@ fn published(folder: &Path) -> Option<SocketAddr> {
 }
 
 /// The thread that does what no request asks for: timeouts, syncs, retention.
-fn spawn_upkeep(cluster: Arc<Cluster>, stopped: watch::Receiver<bool>) -> io::Result<JoinHandle<()>> {
+fn spawn_upkeep(cluster: Arc<Cluster>, stopped: channel::Receiver<bool>) -> io::Result<JoinHandle<()>> {
     let upkeep = move || {
         let mut ticks = 0u32;
         while !*stopped.borrow() && stopped.has_changed().is_ok() {
@@ -261,10 +281,27 @@ fn spawn_upkeep(cluster: Arc<Cluster>, stopped: watch::Receiver<bool>) -> io::Re
                     tracing::error!(%error, "the embedded broker cannot put its data on the disk");
                 }
                 cluster.expire();
+                cluster.carry_transactions_on();
             }
         }
     };
     std::thread::Builder::new().name("broker-upkeep".into()).spawn(upkeep)
+}
+
+/// The thread that compacts, which may take long: it holds nothing up.
+fn spawn_cleaner(cluster: Arc<Cluster>, stopped: channel::Receiver<bool>) -> io::Result<JoinHandle<()>> {
+    let clean = move || {
+        let is_stopped = || *stopped.borrow() || stopped.has_changed().is_err();
+        let mut ticks = 0u32;
+        while !is_stopped() {
+            std::thread::sleep(TICK);
+            ticks += 1;
+            if ticks.is_multiple_of(TICKS_BETWEEN_SYNCS) {
+                cluster.compact(&is_stopped);
+            }
+        }
+    };
+    std::thread::Builder::new().name("broker-cleaner".into()).spawn(clean)
 }
 
 fn now_ms() -> i64 {

@@ -20,12 +20,14 @@ use kafka_protocol::messages::{
 use super::cluster::Cluster;
 use super::dispatch::{Call, text};
 use super::fault::{Fault, code};
-use super::group::Caller;
+use super::group::{Caller, NAME_BYTES_MAX};
 use super::metadata::{Change, Committed};
 
 const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
 const READ_COMMITTED: i8 = 1;
+/// Kafka takes 4 KiB by default and more where told; this broker keeps all of it in memory.
+pub const OFFSET_METADATA_BYTES_MAX: usize = 64 << 10;
 
 pub fn list(cluster: &Arc<Cluster>, _: &Call, request: ListOffsetsRequest) -> ListOffsetsResponse {
     let committed = request.isolation_level == READ_COMMITTED;
@@ -73,7 +75,10 @@ pub fn commit(cluster: &Arc<Cluster>, _: &Call, request: OffsetCommitRequest) ->
         instance: request.group_instance_id.as_deref(),
         generation: request.generation_id_or_member_epoch,
     };
-    let mut outcome = cluster.groups.check_commit(&group, &caller, false);
+    let mut outcome = match group.len() <= NAME_BYTES_MAX {
+        true => cluster.groups.check_commit(&group, &caller, false),
+        false => Err(Fault::InvalidGroupId),
+    };
     let mut changes = Vec::new();
     let mut topics = Vec::with_capacity(request.topics.len());
     for topic in request.topics {
@@ -82,7 +87,9 @@ pub fn commit(cluster: &Arc<Cluster>, _: &Call, request: OffsetCommitRequest) ->
         for partition in topic.partitions {
             let index = partition.partition_index;
             let exists = known.as_ref().is_some_and(|topic| topic.partition(index).is_some());
-            if exists && outcome.is_ok() {
+            let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
+            let too_large = metadata.len() > OFFSET_METADATA_BYTES_MAX;
+            if exists && !too_large && outcome.is_ok() {
                 changes.push(Change::Offset {
                     group: group.clone(),
                     topic: topic.name.to_string(),
@@ -90,14 +97,15 @@ pub fn commit(cluster: &Arc<Cluster>, _: &Call, request: OffsetCommitRequest) ->
                     committed: Committed {
                         offset: partition.committed_offset,
                         leader_epoch: partition.committed_leader_epoch,
-                        metadata: partition
-                            .committed_metadata
-                            .map(|text| text.to_string())
-                            .unwrap_or_default(),
+                        metadata: metadata.to_owned(),
                     },
                 });
             }
-            let fault = if exists { 0 } else { Fault::UnknownTopicOrPartition as i16 };
+            let fault = match exists {
+                true if too_large => Fault::OffsetMetadataTooLarge as i16,
+                true => 0,
+                false => Fault::UnknownTopicOrPartition as i16,
+            };
             partitions.push(
                 OffsetCommitResponsePartition::default().with_partition_index(index).with_error_code(fault),
             );
@@ -105,7 +113,8 @@ pub fn commit(cluster: &Arc<Cluster>, _: &Call, request: OffsetCommitRequest) ->
         topics.push(OffsetCommitResponseTopic::default().with_name(topic.name).with_partitions(partitions));
     }
     if outcome.is_ok() && !changes.is_empty() {
-        outcome = cluster.metadata.write(changes).map(|_| ()).map_err(Fault::from);
+        outcome =
+            cluster.metadata.write(changes).map(|_| ()).map_err(|error| Fault::from(error).of_coordinator());
     }
     if outcome.is_err() {
         for partition in topics.iter_mut().flat_map(|topic| &mut topic.partitions) {

@@ -29,7 +29,6 @@ pub fn produce(cluster: &Cluster, request: ProduceRequest) -> ProduceResponse {
         responses
             .push(TopicProduceResponse::default().with_name(topic.name).with_partition_responses(partitions));
     }
-    cluster.appended.notify_waiters();
     ProduceResponse::default().with_responses(responses)
 }
 

@@ -4,7 +4,7 @@
 //! Invariant: the last stable offset is the first offset of the oldest open transaction, or the log's end.
 //! Invariant: it is all rebuilt from batch headers, so a restart knows what the running broker knew.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::batch::Header;
 use super::fault::Fault;
@@ -167,10 +167,6 @@ impl Producers {
         }
     }
 
-    pub fn is_open(&self, producer_id: i64) -> bool {
-        self.producers.get(&producer_id).is_some_and(|producer| producer.open.is_some())
-    }
-
     /// Open transactions as (producer, epoch).
     pub fn open(&self) -> Vec<(i64, i16)> {
         let epoch = |id: &i64| self.producers.get(id).map_or(0, |producer| producer.epoch);
@@ -194,6 +190,27 @@ impl Producers {
             }
         }
         found
+    }
+
+    /// All aborted transactions as (producer, first offset, its marker's offset).
+    pub fn all_aborted(&self) -> Vec<(i64, i64, i64)> {
+        self.aborted.iter().map(|aborted| (aborted.producer_id, aborted.first, aborted.last)).collect()
+    }
+
+    /// Forgets aborted transactions whose records and markers are no longer in the log.
+    pub fn forget_aborted(&mut self, markers: &BTreeSet<i64>) {
+        self.aborted.retain(|aborted| !markers.contains(&aborted.last));
+    }
+
+    /// Where the newest batch of each producer lies: its header tells the next start what was sent.
+    pub fn newest_batches(&self) -> BTreeSet<i64> {
+        let newest = |producer: &Producer| producer.sent.back().map(|sent| sent.base_offset);
+        self.producers.values().filter_map(newest).collect()
+    }
+
+    /// Where a producer's open transaction begins.
+    pub fn open_since(&self, producer_id: i64) -> Option<i64> {
+        self.producers.get(&producer_id)?.open
     }
 
     /// Forgets aborted transactions below the log's start.

@@ -9,7 +9,7 @@
 
 use kafka_protocol::messages::ApiKey;
 
-const ELEMENTS_MAX: usize = 1_000_000;
+const ELEMENTS_MAX: usize = 100_000;
 
 const SHAPES: &[(ApiKey, &str)] = &[
     (ApiKey::Produce, "s 2 4 [s [4 b]]"),

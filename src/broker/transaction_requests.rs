@@ -16,16 +16,18 @@ use kafka_protocol::messages::{
 
 use super::cluster::Cluster;
 use super::dispatch::Call;
-use super::fault::{Fault, code};
-use super::group::Caller;
+use super::fault::Fault;
+use super::group::{Caller, NAME_BYTES_MAX};
 use super::metadata::Committed;
-use super::transactions::PendingOffset;
+use super::offsets::OFFSET_METADATA_BYTES_MAX;
+use super::transaction::PendingOffset;
 
 /// Older versions know no PRODUCER_FENCED; `since` is the first that does.
 fn fault_of<T>(outcome: &Result<T, Fault>, version: i16, since: i16) -> i16 {
     match outcome {
         Err(Fault::ProducerFenced) if version < since => Fault::InvalidProducerEpoch as i16,
-        outcome => code(outcome),
+        Err(fault) => fault.of_coordinator() as i16,
+        Ok(_) => 0,
     }
 }
 
@@ -127,7 +129,12 @@ pub fn commit_offsets(
             });
         }
     }
-    let outcome = cluster.groups.check_commit(&group, &caller, true).and_then(|()| {
+    let too_large = |offset: &PendingOffset| offset.committed.metadata.len() > OFFSET_METADATA_BYTES_MAX;
+    let checked = match offsets.iter().any(too_large) || group.len() > NAME_BYTES_MAX {
+        true => Err(Fault::OffsetMetadataTooLarge),
+        false => cluster.groups.check_commit(&group, &caller, true),
+    };
+    let outcome = checked.and_then(|()| {
         let (id, epoch) = (request.producer_id.0, request.producer_epoch);
         cluster.add_offsets(&request.transactional_id, id, epoch, offsets)
     });

@@ -1,5 +1,10 @@
 //! The embedded broker as librdkafka sees it: the faults that other brokers were found to have, one test each.
 
+mod clients;
+mod faults;
+mod fuzz;
+mod soak;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -656,12 +661,22 @@ fn nonsense_on_the_socket_closes_only_that_connection() {
 
 const CHILD_FOLDER: &str = "HEADWATER_TEST_BROKER_FOLDER";
 const CHILD_ADDRESS: &str = "HEADWATER_TEST_BROKER_ADDRESS";
+/// No file of the child's may grow beyond so many bytes.
+const CHILD_FILE_BYTES: &str = "HEADWATER_TEST_BROKER_FILE_BYTES";
 
 /// Not a test of its own: the process that the next test kills. It serves until then.
 #[test]
 fn serves_a_folder_for_the_test_that_kills_it() {
     let Ok(folder) = std::env::var(CHILD_FOLDER) else { return };
     let listen = std::env::var(CHILD_ADDRESS).unwrap().parse().unwrap();
+    if let Ok(bytes) = std::env::var(CHILD_FILE_BYTES) {
+        let limit = libc::rlimit { rlim_cur: bytes.parse().unwrap(), rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the structure lives until the call returns; the signal is ignored, so that writes fail instead.
+        unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit), 0);
+        }
+    }
     let _broker = Broker::start(&Options { listen, data_dir: folder.into() }).unwrap();
     loop {
         std::thread::park();
@@ -673,15 +688,41 @@ struct Child(std::process::Child);
 
 impl Child {
     fn start(folder: &Path, address: SocketAddr) -> Child {
+        Child::start_with(folder, address, &[])
+    }
+
+    fn start_with(folder: &Path, address: SocketAddr, environment: &[(&str, &str)]) -> Child {
+        // Beside the data: what it says of itself, panics above all.
+        let said = std::fs::File::options().create(true).append(true).open(folder.join("said")).unwrap();
         let child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "broker::serves_a_folder_for_the_test_that_kills_it"])
+            .args(["--exact", "broker::serves_a_folder_for_the_test_that_kills_it", "--nocapture"])
             .env(CHILD_FOLDER, folder)
             .env(CHILD_ADDRESS, address.to_string())
+            .envs(environment.iter().copied())
             .stdout(std::process::Stdio::null())
+            .stderr(said)
             .spawn()
             .unwrap();
         until("the child's broker", || std::net::TcpStream::connect(address).is_ok());
         Child(child)
+    }
+
+    /// Ends the limit that [`CHILD_FILE_BYTES`] set.
+    fn free_the_disk(&self) {
+        let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        let pid = libc::pid_t::try_from(self.0.id()).unwrap();
+        // SAFETY: the structure lives until the call returns; the old limit is not asked for.
+        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+    }
+
+    /// Resident memory in KiB, and open files.
+    fn takes(&self) -> (u64, usize) {
+        let process = format!("/proc/{}", self.0.id());
+        let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let resident = resident.trim().trim_end_matches(" kB").parse().unwrap();
+        (resident, std::fs::read_dir(format!("{process}/fd")).unwrap().count())
     }
 }
 
