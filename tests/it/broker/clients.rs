@@ -71,7 +71,7 @@ fn the_tools_of_kafka_work_with_it() {
 
     let configs = |arguments: &[&str]| {
         let all = [&["--entity-type", "topics", "--entity-name", "tools"], arguments].concat();
-        tools.run("org.apache.kafka.tools.ConfigCommand", &all, "")
+        tools.run("kafka.admin.ConfigCommand", &all, "")
     };
     configs(&["--alter", "--add-config", "max.message.bytes=2000000"]);
     let described = configs(&["--describe"]);

@@ -192,7 +192,7 @@ fn a_full_disk_is_reported_and_it_goes_on_when_there_is_space() {
     // No file may grow beyond this: to the process, the disk is full.
     let child = Child::start_with(folder.path(), address, &[(CHILD_FILE_BYTES, "200000")]);
     create_at(address, &[("full", &[]), ("other", &[])]);
-    let patient: BaseProducer = client(address, &[]).create().unwrap();
+    let patient: BaseProducer = client(address, &[("batch.size", "5000")]).create().unwrap();
     send(&patient, "full", 0, (0..4_000).map(|at| format!("{at:100}")));
     until("the disk to be full", || {
         patient.poll(Duration::ZERO);
