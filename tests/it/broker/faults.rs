@@ -110,7 +110,7 @@ fn killed_in_transactions_during_retention_and_compaction_it_loses_and_repeats_n
     let stop = AtomicBool::new(false);
     let (told, child) = std::thread::scope(|scope| {
         let worker = scope.spawn(|| work(address, &stop));
-        let seen = |what: &str, mut holds: Box<dyn FnMut(&[String]) -> bool>| {
+        let seen = |what: &str, holds: &mut dyn FnMut(&[String]) -> bool| {
             let deadline = Instant::now() + PATIENCE;
             while !holds(&files(folder.path())) {
                 assert!(Instant::now() < deadline && !worker.is_finished(), "waited for {what}");
@@ -123,20 +123,17 @@ fn killed_in_transactions_during_retention_and_compaction_it_loses_and_repeats_n
             };
             // In the middle of a compaction, or where that is too quick to be seen, right after it.
             let mut logs = of(".log").len();
-            seen(
-                "a compaction",
-                Box::new(move |files| {
-                    let now = files.iter().filter(|path| path.ends_with(".log")).count();
-                    let fewer = now + 3 < logs;
-                    logs = logs.max(now);
-                    fewer || files.iter().any(|path| path.ends_with(".cleaned") || path.ends_with(".swap"))
-                }),
-            );
+            seen("a compaction", &mut |files| {
+                let now = files.iter().filter(|path| path.ends_with(".log")).count();
+                let fewer = now + 3 < logs;
+                logs = logs.max(now);
+                fewer || files.iter().any(|path| path.ends_with(".cleaned") || path.ends_with(".swap"))
+            });
             drop(child);
             child = Child::start(folder.path(), address);
             // As soon as an old segment is gone.
             let before = of(".log");
-            seen("retention", Box::new(move |files| before.iter().any(|path| !files.contains(path))));
+            seen("retention", &mut |files| before.iter().any(|path| !files.contains(path)));
             drop(child);
             child = Child::start(folder.path(), address);
         }

@@ -31,6 +31,8 @@ fn bytes_below(folder: &Path) -> u64 {
     entries.flatten().map(of).sum()
 }
 
+type Measure = fn(&Tenth) -> u64;
+
 /// One tenth of the time.
 #[derive(Default)]
 struct Tenth {
@@ -194,10 +196,8 @@ fn memory_files_and_latency_stay_flat() {
     let produced = produced.load(Ordering::Relaxed) as usize;
     assert!(counts.iter().sum::<usize>() > produced * GROUPS / 2, "{counts:?} of {produced} records each");
     // The first tenths are the start: buffers fill, retention has nothing to delete yet.
-    let of = |range: std::ops::Range<usize>, what: fn(&Tenth) -> u64| {
-        tenths[range].iter().map(what).max().unwrap()
-    };
-    let flat: [(&str, fn(&Tenth) -> u64, u64); 3] = [
+    let of = |range: std::ops::Range<usize>, what: Measure| tenths[range].iter().map(what).max().unwrap();
+    let flat: [(&str, Measure, u64); 3] = [
         ("resident KiB", |tenth| tenth.resident_kib, 30_000),
         ("files", |tenth| tenth.files as u64, 60),
         ("KiB on disk", |tenth| tenth.disk_kib, PARTITIONS as u64 * 400),
