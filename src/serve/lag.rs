@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 
-use super::{Result, text};
+use super::{Pace, Result, text};
 use crate::engine::{Counters, OffsetMetadata, TopicNames};
 use crate::log::{Bounds, Event, Log, LogError, Position};
 use crate::plan::{Plan, StageInput};
@@ -94,6 +94,8 @@ pub struct LagReport {
     pub holds: Vec<Hold>,
     /// Exchanges that do not exist yet.
     pub missing: Vec<Arc<str>>,
+    /// From looks before this one; `None` at the first.
+    pub pace: Option<Pace>,
 }
 
 /// The lag of a topology as of now.
@@ -138,7 +140,8 @@ pub fn lag_at(plan: &Plan, log: &dyn Log, now_ms: i64) -> Result<LagReport> {
         partition.lag_seconds_event = behind(furthest, partition.watermark);
     }
     let holds = (0..plan.stages.len()).filter_map(|stage| hold(plan, &names, stage, &partitions)).collect();
-    Ok(LagReport { topology: Arc::clone(&plan.name), group: names.group, partitions, holds, missing })
+    let (topology, group) = (Arc::clone(&plan.name), names.group);
+    Ok(LagReport { topology, group, partitions, holds, missing, pace: None })
 }
 
 impl PartitionLag {
@@ -196,7 +199,7 @@ impl PartitionLag {
     }
 
     /// Where reading goes on.
-    fn position(&self) -> i64 {
+    pub fn position(&self) -> i64 {
         self.committed.unwrap_or(self.start).max(self.start)
     }
 }
@@ -331,6 +334,12 @@ impl LagReport {
 
     fn print_text(&self, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "{}", self.summary())?;
+        if let Some(pace) = &self.pace {
+            let rate = |rate: f64| text::number(rate.max(0.0).round() as u64);
+            let (committed, arriving) = (rate(pace.committed_per_second), rate(pace.arriving_per_second));
+            let eta = text::or_none(pace.eta_seconds, |seconds| text::duration(seconds.ceil()));
+            writeln!(out, "reads {committed}/s, {arriving}/s arrive; caught up in {eta}")?;
+        }
         let header = [
             "STAGE",
             "TOPIC",
@@ -377,14 +386,30 @@ impl LagReport {
         enum Line<'a> {
             Partition(&'a PartitionLag),
             Hold(&'a Hold),
-            Summary { topology: &'a str, group: &'a str, lag_records: i64, counters: Counters, text: String },
+            Summary {
+                /// Milliseconds since 1970.
+                at: i64,
+                topology: &'a str,
+                group: &'a str,
+                lag_records: i64,
+                counters: Counters,
+                committed_per_second: Option<f64>,
+                arriving_per_second: Option<f64>,
+                eta_seconds: Option<f64>,
+                text: String,
+            },
         }
         let partitions = self.partitions.iter().map(Line::Partition);
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let summary = Line::Summary {
+            at: at.as_millis() as i64,
             topology: &self.topology,
             group: &self.group,
             lag_records: self.lag_records(),
             counters: self.counters(),
+            committed_per_second: self.pace.map(|pace| pace.committed_per_second),
+            arriving_per_second: self.pace.map(|pace| pace.arriving_per_second),
+            eta_seconds: self.pace.and_then(|pace| pace.eta_seconds),
             text: self.summary(),
         };
         for line in partitions.chain(self.holds.iter().map(Line::Hold)).chain([summary]) {

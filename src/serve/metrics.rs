@@ -16,7 +16,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
 
-use super::{LagReport, PartitionLag, lag};
+use super::{LagReport, PaceMeter, PartitionLag, lag};
 use crate::engine::{Progress, TaskProgress, TaskRole};
 use crate::log::Log;
 use crate::plan::{Plan, StageInput};
@@ -43,6 +43,7 @@ pub struct Watched {
 pub struct Metrics {
     watched: Arc<Watched>,
     lag: Mutex<Option<SeenLag>>,
+    pace: Mutex<PaceMeter>,
     commits: Mutex<Commits>,
 }
 
@@ -50,6 +51,7 @@ struct SeenLag {
     at: Instant,
     unix_seconds: f64,
     by_partition: BTreeMap<TopicPartition, PartitionLag>,
+    eta_seconds: Option<f64>,
 }
 
 /// The one thing that can't be read off at a scrape: how commits are distributed.
@@ -68,13 +70,21 @@ impl Metrics {
             let what = "How long commits of a transaction took";
             describe_histogram!(COMMIT_SECONDS, Unit::Seconds, what);
         });
-        Self { watched, lag: Mutex::default(), commits: Mutex::new(Commits { recorder, seen: 0 }) }
+        Self {
+            watched,
+            lag: Mutex::default(),
+            pace: Mutex::default(),
+            commits: Mutex::new(Commits { recorder, seen: 0 }),
+        }
     }
 
     /// Looks the lag up; it takes as long as the brokers do.
     pub fn refresh_lag(&self) {
         match lag(&self.watched.plan, &*self.watched.log) {
-            Ok(report) => self.set_lag(report),
+            Ok(mut report) => {
+                report.pace = lock(&self.pace).look(Instant::now(), &report);
+                self.set_lag(report);
+            }
             // Before the first success the topology itself stops over the same error, or says what is amiss.
             Err(error) if lock(&self.lag).is_none() => {
                 tracing::info!("the lag can't be looked up yet: {error}")
@@ -86,10 +96,11 @@ impl Metrics {
 
     fn set_lag(&self, report: LagReport) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let eta_seconds = report.pace.and_then(|pace| pace.eta_seconds);
         let by_partition =
             report.partitions.into_iter().map(|partition| (partition.name(), partition)).collect();
         *lock(&self.lag) =
-            Some(SeenLag { at: Instant::now(), unix_seconds: unix.as_secs_f64(), by_partition });
+            Some(SeenLag { at: Instant::now(), unix_seconds: unix.as_secs_f64(), by_partition, eta_seconds });
     }
 
     fn observe_commits(&self) {
@@ -189,6 +200,9 @@ impl Metrics {
         let Some(seen) = &*seen else { return };
         gauge!("headwater_lag_looked_up_timestamp_seconds", "topology" => self.topology())
             .set(seen.unix_seconds);
+        if let Some(seconds) = seen.eta_seconds {
+            gauge!("headwater_catch_up_seconds", "topology" => self.topology()).set(seconds);
+        }
         for at in self.watched.progress.tasks().keys() {
             let Some(lag) = seen.by_partition.get(at) else { continue };
             self.gauge("headwater_lag_records", at, Some(lag.lag_records as f64));
@@ -274,6 +288,11 @@ fn describe() {
         "headwater_lag_looked_up_timestamp_seconds",
         Unit::Seconds,
         "When the lag was last looked up, since 1970: it stands still while the brokers don't answer"
+    );
+    describe_gauge!(
+        "headwater_catch_up_seconds",
+        Unit::Seconds,
+        "Until the whole group has read everything, at the pace of the last minute; absent while its lag does not shrink"
     );
     describe_gauge!(
         "headwater_watermark_timestamp_seconds",

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! lag.rs      how far behind: from the group's committed offsets, so it works with no process running
+//! pace.rs     how fast that changes, and when it will be caught up
 //! text.rs     tables, durations and times as people read them
 //! metrics.rs  the same numbers by Prometheus' names, for the partitions that this process has
 //! http.rs     /metrics, /healthz, /readyz
@@ -17,6 +18,7 @@ use crate::log::LogError;
 mod http;
 mod lag;
 mod metrics;
+mod pace;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod text;
@@ -24,6 +26,7 @@ pub mod text;
 pub use http::Server;
 pub use lag::{Hold, HoldReason, LagReport, PartitionLag, lag, lag_at};
 pub use metrics::{Metrics, Watched};
+pub use pace::{Pace, PaceMeter};
 
 pub type Result<T, E = ServeError> = std::result::Result<T, E>;
 

@@ -221,6 +221,80 @@ fn all_idle_and_offsets_that_cannot_be_gone_on_from() {
     assert!(report.summary().ends_with("2 partitions can't go on"), "{}", report.summary());
 }
 
+#[test]
+fn the_time_to_catch_up_follows_from_what_is_read_and_what_arrives() {
+    let (cluster, base) = (Cluster::start(), recent_ms());
+    cluster.create("orders", 2);
+    cluster.produce("orders", 0, base, &["a"; 30]);
+    cluster.produce("orders", 1, base, &["a"; 70]);
+    let at =
+        |offset| metadata(T, false, Some(Counters { read: offset, refined: offset, ..Counters::default() }));
+    let look = |meter: &mut PaceMeter, seconds| {
+        let mut report = lag(&keyed_plan(), &*cluster.log).unwrap();
+        report.pace = meter.look(began() + Duration::from_secs(seconds), &report);
+        report
+    };
+    let mut meter = PaceMeter::default();
+    assert_eq!(look(&mut meter, 0).pace, None, "one look shows no pace");
+
+    // In 10 s: 40 are read, 20 arrive; 80 are left.
+    cluster.commit(GROUP, "orders", 0, 30, &at(30));
+    cluster.commit(GROUP, "orders", 1, 10, &at(10));
+    cluster.produce("orders", 1, base, &["a"; 20]);
+    let report = look(&mut meter, 10);
+    let wanted = Pace { committed_per_second: 4.0, arriving_per_second: 2.0, eta_seconds: Some(40.0) };
+    assert_eq!(report.pace, Some(wanted));
+    assert!(printed(&report, false).contains("\nreads 4/s, 2/s arrive; caught up in 40s\n"));
+    let json = printed(&report, true);
+    let summary: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+    assert_eq!((&summary["eta_seconds"], &summary["committed_per_second"]), (&40.0.into(), &4.0.into()));
+
+    // By then more have arrived than were read.
+    cluster.produce("orders", 0, base, &["a"; 30]);
+    let report = look(&mut meter, 20);
+    assert_eq!(report.pace.unwrap().eta_seconds, None);
+    assert!(printed(&report, false).contains("caught up in -\n"), "{}", printed(&report, false));
+
+    cluster.commit(GROUP, "orders", 0, 60, &at(60));
+    cluster.commit(GROUP, "orders", 1, 90, &at(90));
+    assert_eq!(look(&mut meter, 30).pace.unwrap().eta_seconds, Some(0.0));
+    // The rates are those of the last minute.
+    for seconds in [60, 80, 100] {
+        look(&mut meter, seconds);
+    }
+    assert_eq!(look(&mut meter, 170).pace.unwrap().committed_per_second, 0.0);
+}
+
+/// A moment for looks to be counted from.
+fn began() -> Instant {
+    static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *BEGAN.get_or_init(Instant::now)
+}
+
+#[test]
+fn the_time_to_catch_up_is_a_metric_while_there_is_one() {
+    let (cluster, base) = (Cluster::start(), recent_ms());
+    cluster.create("orders", 1);
+    cluster.produce("orders", 0, base, &["a"; 30]);
+    let watched =
+        Watched { plan: keyed_plan(), log: Arc::clone(&cluster.log), progress: Progress::default() };
+    let metrics = Metrics::new(Arc::new(watched));
+    let line = |metrics: &Metrics| {
+        let text = metrics.render();
+        text.lines().find_map(|line| {
+            line.strip_prefix("headwater_catch_up_seconds{topology=\"orders\"} ")?.parse().ok()
+        })
+    };
+    metrics.refresh_lag();
+    assert_eq!(line(&metrics), None::<f64>);
+    cluster.commit(GROUP, "orders", 0, 20, &metadata(T, false, None));
+    metrics.refresh_lag();
+    assert!(line(&metrics).unwrap() > 0.0);
+    cluster.produce("orders", 0, base, &["a"; 99]);
+    metrics.refresh_lag();
+    assert_eq!(line(&metrics), None, "more arrives than is read");
+}
+
 fn task(role: TaskRole, source: Option<&str>, counters: Counters) -> TaskProgress {
     TaskProgress {
         role,

@@ -11,6 +11,7 @@ pub mod demo;
 mod error;
 pub mod init;
 mod input;
+pub mod lag;
 mod printer;
 pub mod replay;
 pub mod reset;

@@ -120,6 +120,41 @@ fn followers_see_what_comes_and_end_well_when_interrupted_or_unread() {
 }
 
 #[test]
+fn lag_is_watched_until_it_is_interrupted() {
+    let project = Project::new();
+    let _server = project.broker();
+    project.ok(&["init"]);
+    let orders = "topologies/example/orders.ndjson";
+    project.ok(&["topic", "produce", "example.orders", orders, "--partitions", "1"]);
+    let file = "topologies/example/example.yaml";
+    let watch = |more: &[&str]| {
+        let arguments = [&["lag", file, "--watch", "20ms"], more].concat();
+        let mut child = project.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        (child, lines)
+    };
+    let interrupt = |mut child: std::process::Child| {
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    };
+    let (child, lines) = watch(&["--json"]);
+    let summaries = lines
+        .map(|line| serde_json::from_str::<Value>(&line).unwrap())
+        .filter(|object| object["type"] == "summary");
+    let two: Vec<Value> = summaries.take(2).collect();
+    assert_eq!((&two[0]["lag_records"], &two[0]["eta_seconds"]), (&8.into(), &Value::Null));
+    assert_eq!(two[1]["committed_per_second"], 0.0);
+    interrupt(child);
+
+    let (child, mut lines) = watch(&[]);
+    assert!(lines.next().unwrap().starts_with("example: nothing committed yet, 8 records to read"));
+    assert!(lines.any(|line| line == "reads 0/s, 0/s arrive; caught up in -"));
+    interrupt(child);
+    let misplaced = project.run(&["lag", "--watch", file]);
+    assert!(misplaced.code == 2 && misplaced.err.contains("before --watch"), "{}", misplaced.err);
+}
+
+#[test]
 fn what_is_wrong_with_the_input_is_exit_code_2_and_told_once() {
     let project = Project::new();
     let cases: [(&[&str], &str); 8] = [
