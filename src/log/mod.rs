@@ -113,7 +113,7 @@ pub struct MemberOptions {
 
 /// A handle to a cluster: topics, bounds, committed offsets; and the way to readers and members.
 pub trait Log: Send + Sync {
-    /// For messages: what and where, e.g. `kafka at 127.0.0.1:9092`.
+    /// For messages: what and where, e.g. `kafka 127.0.0.1:9092`.
     fn name(&self) -> String;
     fn topics(&self) -> Result<Vec<TopicInfo>>;
     /// `None`: there is no such topic.

@@ -50,7 +50,7 @@ pub enum ResetError {
     Elsewhere { topology: String, place: String, directory: String },
     #[error(
         "the offsets of group '{group}' can't be set: {source}; stop every process of the topology first (one that \
-         was killed counts as alive for 10 s more)"
+         was killed, or left over TLS or SASL, counts as alive for 10 s more)"
     )]
     Offsets { group: String, source: LogError },
     #[error(transparent)]

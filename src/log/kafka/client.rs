@@ -176,12 +176,7 @@ impl Client {
                     detail: format!("{what}: {text}{last}"),
                 }
             }
-            RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
-            | RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
-            | RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED
-            | RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED
-            | RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED
-            | RD_KAFKA_RESP_ERR__AUTHENTICATION => LogError::Denied(format!("{what}: {text}")),
+            code if is_denied(code) => LogError::Denied(format!("{what}: {text}")),
             code if is_fenced(code) => LogError::Fenced(format!("{what}: {text}")),
             _ => LogError::Other { what: what.to_owned(), detail: text },
         }
@@ -236,6 +231,20 @@ impl Failure {
             Some(failure)
         }
     }
+}
+
+/// Whether the code says that this user may not do that.
+pub(super) fn is_denied(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
+            | RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
+            | RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED
+            | RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+            | RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED
+            | RD_KAFKA_RESP_ERR__AUTHENTICATION
+    )
 }
 
 /// Whether the code says that a newer member or producer has taken over.
@@ -408,6 +417,17 @@ pub(super) fn millis(duration: Duration) -> c_int {
     c_int::try_from(duration.as_millis()).unwrap_or(c_int::MAX)
 }
 
+/// What librdkafka says, without its threads and states: `[thrd:…]: localhost:1/bootstrap: Connect to … failed:
+/// Connection refused (after 0ms in state CONNECT)`.
+fn bare(text: &str) -> String {
+    let text = match text.strip_prefix("[thrd:").and_then(|rest| rest.split_once("]: ")) {
+        Some((_, rest)) => rest,
+        None => text,
+    };
+    let text = text.split(" (after ").next().unwrap_or_default();
+    text.split_once("/bootstrap: ").map_or(text, |(_, rest)| rest).to_string()
+}
+
 /// librdkafka's own log lines go where the program's go.
 unsafe extern "C" fn on_log(
     client: *const sys::rd_kafka_t,
@@ -419,7 +439,7 @@ unsafe extern "C" fn on_log(
     if !client.is_null() && matches!(facility.as_str(), "FAIL" | "ERROR") {
         // SAFETY: every configuration here has a context as its opaque, which outlives the client.
         if let Some(context) = unsafe { opaque::<Context>(sys::rd_kafka_opaque(client)) } {
-            *lock(&context.last_error) = text.clone();
+            *lock(&context.last_error) = bare(&text);
         }
     }
     match level {
@@ -446,7 +466,7 @@ unsafe extern "C" fn on_error(
         lock(&context.down_since).get_or_insert_with(Instant::now);
         warn_of_outage(context.brokers.get().map_or("the cluster", String::as_str));
     }
-    *lock(&context.last_error) = reason;
+    *lock(&context.last_error) = bare(&reason);
 }
 
 /// For callbacks: the opaque pointer that was given with the configuration, as what it is.

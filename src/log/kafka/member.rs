@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
 
-use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, is_fenced, millis, warn_of_outage};
+use super::client::{
+    Client, Failure, OUTAGE_MAX, PartitionList, is_denied, is_fenced, millis, warn_of_outage,
+};
 use super::leave::leave_group;
 use super::producer::{Sender, blames_a_record};
 use super::reader::Consumer;
@@ -85,6 +87,14 @@ impl KafkaMember {
             failure.code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION && latest;
         let undelivered = self.sender.failure().map(|u| format!(": {}", u.error(&self.sender.client)));
         let text = format!("{}{}", failure.text, undelivered.unwrap_or_default());
+        if is_denied(failure.code) {
+            // Done again it would be denied again.
+            return CommitError::Refused(self.sender.client.error(
+                failure.code,
+                &format!("commit as '{}'", self.options.instance),
+                &text,
+            ));
+        }
         if is_fenced(failure.code) && (failure.fatal || !moved_on) {
             CommitError::Fenced(text)
         } else if failure.requires_abort || (!sent && !failure.fatal) {

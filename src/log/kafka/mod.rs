@@ -169,7 +169,7 @@ fn producer_client(options: &KafkaOptions, fixed: &[(&str, String)]) -> Result<C
 
 impl Log for KafkaLog {
     fn name(&self) -> String {
-        format!("kafka at {}", self.options.brokers)
+        format!("kafka {}", self.options.brokers)
     }
     fn topics(&self) -> Result<Vec<TopicInfo>> {
         self.admin.topics()
@@ -202,7 +202,7 @@ impl Log for KafkaLog {
     fn reader(&self) -> Result<Box<dyn Reader>> {
         let client =
             consumer_configuration(&self.options, &[])?.build(Kind::Consumer, &self.options.brokers)?;
-        Ok(Box::new(KafkaReader(Consumer::new(client)?)))
+        Ok(Box::new(KafkaReader(Consumer::new(client)?.without_group())))
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>> {

@@ -50,6 +50,8 @@ pub(super) struct Consumer {
     positions: HashMap<TopicPartition, i64>,
     paused: HashSet<TopicPartition>,
     errors: VecDeque<LogError>,
+    /// A reader joins no group; that it may not even ask for one is nothing to it.
+    without_group: bool,
 }
 
 impl Consumer {
@@ -67,7 +69,13 @@ impl Consumer {
             positions: HashMap::new(),
             paused: HashSet::new(),
             errors: VecDeque::new(),
+            without_group: false,
         })
+    }
+
+    pub fn without_group(mut self) -> Self {
+        self.without_group = true;
+        self
     }
 
     pub fn poll(&mut self, timeout: Duration) -> Result<Vec<Event>> {
@@ -159,6 +167,7 @@ impl Consumer {
         let text = message.error_text();
         let topic = message.topic();
         match code {
+            Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED if self.without_group => None,
             Code::RD_KAFKA_RESP_ERR__TRANSPORT
             | Code::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
             | Code::RD_KAFKA_RESP_ERR__RESOLVE
@@ -181,6 +190,7 @@ impl Consumer {
                 Some(LogError::NoTopic { topic, brokers: self.client.brokers.clone() })
             }
             Code::RD_KAFKA_RESP_ERR__FATAL => Some(self.fatal(&text)),
+            code if topic.is_empty() => Some(self.client.error(code, "the consumer", &text)),
             code => Some(self.client.error(code, &format!("read '{topic}'"), &text)),
         }
     }

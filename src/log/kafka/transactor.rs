@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::client::{Client, Failure, OUTAGE_MAX, is_fenced, millis};
+use super::client::{Client, Failure, OUTAGE_MAX, is_denied, is_fenced, millis};
 use super::member::{init_transactions, retry};
 use super::producer::{Sender, blames_a_record};
 use crate::log::{CommitError, LogError, Outgoing, Result, Transactor};
@@ -34,6 +34,9 @@ impl KafkaTransactor {
         match self.undelivered() {
             _ if is_fenced(failure.code) => CommitError::Fenced(failure.text.clone()),
             Some(error) => error,
+            None if is_denied(failure.code) => {
+                CommitError::Refused(self.sender.client.error(failure.code, &self.id, &failure.text))
+            }
             None if failure.requires_abort => CommitError::Aborted(failure.text.clone()),
             None => CommitError::Unknown(failure.text.clone()),
         }

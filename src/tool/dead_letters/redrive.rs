@@ -267,7 +267,9 @@ impl Redrive<'_> {
                 Ok(()) => break,
                 Err(CommitError::Aborted(why)) if attempt < ATTEMPTS_MAX => {
                     tracing::info!("a transaction was aborted and is done again: {why}");
-                    sender.abort()?;
+                    if sender.abort().is_err() {
+                        return Err(self.failed(CommitError::Aborted(why), batch.len()));
+                    }
                     attempt += 1;
                 }
                 Err(error) => {
