@@ -70,11 +70,25 @@ fn yaml_problem(file: &SourceFile<'_>, error: &Error) -> Problem {
         ),
         other => {
             let text = other.to_string();
-            let text = text.lines().next().unwrap_or_default();
-            (format!("the YAML does not read: {text}"), None)
+            let text = plain(text.lines().next().unwrap_or_default());
+            let help = "'headwater schema' prints what stands where, 'headwater init' writes an example";
+            (format!("the YAML does not read: {text}"), Some(help.to_string()))
         }
     };
     file.problem(place, message, help)
+}
+
+/// What the parser says, in a user's words; the place stands before it.
+fn plain(text: &str) -> String {
+    let text = text.split(" at line ").next().unwrap_or_default();
+    let known = [
+        ("expected mapping start", "'key: value' lines belong here"),
+        ("expected sequence start", "a list belongs here: [a, b], or lines that begin with '- '"),
+        ("expected string scalar", "a text belongs here"),
+        ("cannot deserialize null into string", "a text belongs here, and nothing stands there"),
+    ];
+    let found = known.iter().find(|(theirs, _)| text.starts_with(theirs));
+    found.map_or(text, |(_, ours)| ours).to_string()
 }
 
 pub(super) fn settings(file: &SourceFile<'_>, topology: &Topology, problems: &mut Vec<Problem>) -> Settings {

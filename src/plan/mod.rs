@@ -36,7 +36,7 @@ pub fn load(path: &Path) -> Result<Plan, PlanError> {
             column: 0,
             source_line: String::new(),
             message: format!("cannot read the topology: {error}"),
-            help: None,
+            help: Some("a topology is given by its file; 'headwater init' writes an example".to_string()),
         }])),
     }
 }

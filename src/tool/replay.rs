@@ -44,10 +44,10 @@ pub fn parse_late(text: &str) -> Result<Late, ToolError> {
         "all" => Ok(Late::All),
         duration => humantime::parse_duration(duration)
             .map(|duration| Late::AtLeast(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
-            .map_err(|error| {
+            .map_err(|_| {
                 ToolError::input_with_help(
-                    format!("--late {duration}: {error}"),
-                    "give as-live, all, or a duration like 24h",
+                    format!("--late {duration}: '{duration}' is neither as-live, all, nor a duration"),
+                    "a duration is like 24h or 90m",
                 )
             }),
     }
