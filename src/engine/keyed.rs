@@ -27,6 +27,15 @@ const ENDED_KEY: &[u8] = &[0xFF, b'e'];
 /// Marks of this many runs are kept; older runs are over.
 const ENDED_RUNS_MAX: usize = 4;
 
+/// Rows that a keyed task has set aside since the topology began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAside {
+    /// They came after their window's `retention`.
+    pub expired: u64,
+    /// A view failed on them: dead letters, though no records of a source.
+    pub derived_dead: u64,
+}
+
 pub struct KeyedTask {
     plan: Arc<Plan>,
     stage: usize,
@@ -37,8 +46,8 @@ pub struct KeyedTask {
     origins: OriginSet,
     offset: i64,
     offset_committed: i64,
-    expired: u64,
-    expired_committed: u64,
+    aside: SetAside,
+    aside_committed: SetAside,
     /// The watermark that the exchanges below have been told.
     told: Option<Micros>,
     /// Origins that have come to the end a `run --until-end` set itself, by run.
@@ -54,7 +63,7 @@ impl KeyedTask {
         partition: TopicPartition,
         state: SharedState,
         offset: i64,
-        expired: u64,
+        aside: SetAside,
     ) -> Result<Self> {
         let spec = keyed_aggregate(&plan.stages[stage])
             .ok_or_else(|| EngineError::internal("a keyed stage begins with its aggregate".into()))?;
@@ -68,8 +77,8 @@ impl KeyedTask {
             origins: OriginSet::new(),
             offset,
             offset_committed: offset,
-            expired,
-            expired_committed: expired,
+            aside,
+            aside_committed: aside,
             told: None,
             ended: Vec::new(),
             passed: Passed::default(),
@@ -93,10 +102,10 @@ impl KeyedTask {
     pub fn state(&self) -> &SharedState {
         &self.state
     }
-    /// The count as it was committed; a muted fold counts its own anew.
-    pub fn set_expired(&mut self, expired: u64) {
-        self.expired = expired;
-        self.expired_committed = expired;
+    /// The counts as they were committed; a muted fold counts its own anew.
+    pub fn count_from(&mut self, aside: SetAside) {
+        self.aside = aside;
+        self.aside_committed = aside;
     }
     pub fn is_dirty(&self) -> bool {
         self.offset != self.offset_committed
@@ -127,11 +136,17 @@ impl KeyedTask {
                 other => other,
             })?;
             self.apply(message, outputs)?;
+            self.take_rejected(record.offset, outputs);
         }
         self.offset = run.next;
         outputs.take_rows(&mut self.passed);
-        outputs.take_rejected(&mut self.passed, &self.partition, self.offset);
         Ok(())
+    }
+
+    /// Rows that a view failed on, by the exchange's record that made them come: the last one before they came.
+    fn take_rejected(&mut self, offset: i64, outputs: &mut Outputs) {
+        self.aside.derived_dead += self.passed.rejected.len() as u64;
+        outputs.take_rejected(&mut self.passed, &self.partition, offset);
     }
 
     /// One message, as the in-memory exchange of a replay hands it over too.
@@ -148,7 +163,7 @@ impl KeyedTask {
                 let batch = Batch { rows, time, weight: None, source: None };
                 self.pipeline.push(&batch, &mut self.passed)?;
                 for expired in self.passed.expired.drain(..) {
-                    self.expired += expired.rows.unsigned_abs();
+                    self.aside.expired += expired.rows.unsigned_abs();
                     outputs.expired.push((message.origin.clone(), expired));
                 }
             }
@@ -192,7 +207,7 @@ impl KeyedTask {
         self.passed.clear();
         self.pipeline.flush(&mut self.passed)?;
         outputs.take_rows(&mut self.passed);
-        outputs.take_rejected(&mut self.passed, &self.partition, self.offset);
+        self.take_rejected(self.offset.saturating_sub(1), outputs);
         let origins = self.origins.to_bytes();
         let mut state = lock(&self.state)?;
         if state.get(ORIGINS_KEY)?.as_deref() != Some(&origins) {
@@ -217,7 +232,7 @@ impl KeyedTask {
     /// Hands over what [`Self::apply`] has gathered, without ending the epoch.
     pub fn drain(&mut self, outputs: &mut Outputs) {
         outputs.take_rows(&mut self.passed);
-        outputs.take_rejected(&mut self.passed, &self.partition, self.offset);
+        self.take_rejected(self.offset, outputs);
     }
 
     /// Windows (each with its key) that no watermark has closed yet.
@@ -235,14 +250,15 @@ impl KeyedTask {
 
     pub fn metadata(&self) -> OffsetMetadata {
         let mut metadata = OffsetMetadata::new(self.watermark());
-        metadata.expired = self.expired;
+        metadata.expired = self.aside.expired;
+        metadata.derived_dead = self.aside.derived_dead;
         metadata
     }
 
     pub fn commit(&mut self) -> Result<()> {
         lock(&self.state)?.commit_epoch();
         self.offset_committed = self.offset;
-        self.expired_committed = self.expired;
+        self.aside_committed = self.aside;
         Ok(())
     }
 
@@ -252,7 +268,7 @@ impl KeyedTask {
         }
         lock(&self.state)?.abort_epoch();
         self.offset = self.offset_committed;
-        self.expired = self.expired_committed;
+        self.aside = self.aside_committed;
         self.pipeline = Pipeline::new(&self.plan.stages[self.stage], &self.state)?;
         self.told = None;
         self.restore()?;

@@ -19,7 +19,7 @@ use crate::record::TopicPartition;
 
 use super::topics::TopicNames;
 use super::versions::{TopologyVersion, VersionStart};
-use super::{EngineError, Result};
+use super::{EngineError, Result, check_format};
 
 const TOPOLOGY_KEY: &str = "topology";
 const VERSION_KEY: &str = "version/";
@@ -81,14 +81,8 @@ impl MetaRecord {
     }
 
     fn parse(bytes: &[u8], partition: &TopicPartition) -> Result<Self> {
-        let record: Self = parse(bytes, partition)?;
-        if record.version != VERSION {
-            let found = record.version;
-            return Err(EngineError::internal(format!(
-                "{partition}: written by another version of headwater (format {found}, this one reads {VERSION})"
-            )));
-        }
-        Ok(record)
+        check_format(bytes, "version", VERSION, || format!("the topology's record in {partition}"))?;
+        parse(bytes, partition)
     }
 
     /// Refuses a plan whose state would mean something else than what this topology has stored.

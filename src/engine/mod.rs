@@ -139,6 +139,11 @@ pub enum EngineError {
     Exchange { detail: String },
     #[error("{partition} at offset {offset} holds no message of this topology's exchange: {detail}")]
     ForeignExchange { partition: TopicPartition, offset: i64, detail: String },
+    #[error(
+        "{what} is of format {found}, and this program reads {reads}: another version of headwater has written it. Go on \
+         with that version; nothing was changed"
+    )]
+    OtherFormat { what: String, found: u64, reads: u32 },
     #[error("{partition} at offset {offset} holds no entry of a redrive: {detail}")]
     ForeignRedriven { partition: TopicPartition, offset: i64, detail: String },
     #[error(
@@ -184,6 +189,18 @@ pub enum EngineError {
 impl EngineError {
     pub(crate) fn internal(what: String) -> Self {
         Self::Internal(what)
+    }
+}
+
+/// Refuses what says of itself, in `field`, that it is of another format; before it is read, as its other fields
+/// may be others, too.
+fn check_format(json: &[u8], field: &str, reads: u32, what: impl FnOnce() -> String) -> Result<()> {
+    let value: serde_json::Value = serde_json::from_slice(json).unwrap_or_default();
+    match value.get(field).and_then(serde_json::Value::as_u64) {
+        Some(found) if found != u64::from(reads) => {
+            Err(EngineError::OtherFormat { what: what(), found, reads })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::record::Micros;
 use crate::time::WATERMARK_MIN;
 
-use super::{EngineError, Result};
+use super::{EngineError, Result, check_format};
 
 const FORMAT: u32 = 1;
 
@@ -64,6 +64,9 @@ pub struct OffsetMetadata {
     /// A keyed task's rows that came after their window's `retention`.
     #[serde(rename = "x", default, skip_serializing_if = "is_zero")]
     pub expired: u64,
+    /// A keyed task's rows that a view failed on: dead letters, though no records of a source.
+    #[serde(rename = "d", default, skip_serializing_if = "is_zero")]
+    pub derived_dead: u64,
     /// A keyed task's windows that are open.
     #[serde(rename = "o", default, skip_serializing_if = "is_zero")]
     pub open_windows: u64,
@@ -82,6 +85,7 @@ impl OffsetMetadata {
             idle: false,
             counters: None,
             expired: 0,
+            derived_dead: 0,
             open_windows: 0,
         }
     }
@@ -97,17 +101,13 @@ impl OffsetMetadata {
 
     /// `partition` is for the error.
     pub fn parse(text: &str, partition: &crate::record::TopicPartition) -> Result<Self> {
-        let parsed: Self = serde_json::from_str(text).map_err(|error| EngineError::ForeignOffset {
+        check_format(text.as_bytes(), "v", FORMAT, || {
+            format!("the metadata of the committed offset of {partition}")
+        })?;
+        serde_json::from_str(text).map_err(|error| EngineError::ForeignOffset {
             partition: partition.clone(),
             detail: format!("its metadata is {text:?}: {error}"),
-        })?;
-        if parsed.format != FORMAT {
-            return Err(EngineError::ForeignOffset {
-                partition: partition.clone(),
-                detail: format!("its metadata has format {}, this program reads {FORMAT}", parsed.format),
-            });
-        }
-        Ok(parsed)
+        })
     }
 }
 

@@ -31,6 +31,7 @@ pub struct TaskProgress {
     pub idle: bool,
     pub counters: Counters,
     pub expired: u64,
+    pub derived_dead: u64,
     /// Windows (each with its key) that are open; counted when the task stops, as counting reads all of them.
     pub open_windows: Option<u64>,
     pub state_bytes: usize,
@@ -57,6 +58,8 @@ struct Inner {
     processed: BTreeMap<Arc<str>, Counters>,
     /// Rows that this process found expired, by stage.
     expired: BTreeMap<Arc<str>, u64>,
+    /// Rows that a view failed on in this process, by stage.
+    derived_dead: BTreeMap<Arc<str>, u64>,
 }
 
 impl Progress {
@@ -97,6 +100,10 @@ impl Progress {
     pub fn expired(&self) -> BTreeMap<Arc<str>, u64> {
         self.read(|inner| inner.expired.clone())
     }
+    /// Derived rows that a view failed on in this process since it began, by stage.
+    pub fn derived_dead(&self) -> BTreeMap<Arc<str>, u64> {
+        self.read(|inner| inner.derived_dead.clone())
+    }
     /// Rows that failed a check with `otherwise: warn`, by check.
     pub fn warned(&self) -> BTreeMap<Arc<str>, u64> {
         self.read(|inner| inner.warned.clone())
@@ -107,14 +114,17 @@ impl Progress {
             let before = inner.tasks.get(partition);
             let checkpoint = before.and_then(|before| before.checkpoint);
             // A task that is new here brings counts that another process has made.
-            let (counted, expired) = before.map_or((Counters::default(), 0), |before| {
-                (task.counters.since(&before.counters), task.expired.saturating_sub(before.expired))
+            let (counted, expired, derived_dead) = before.map_or((Counters::default(), 0, 0), |before| {
+                let expired = task.expired.saturating_sub(before.expired);
+                let derived_dead = task.derived_dead.saturating_sub(before.derived_dead);
+                (task.counters.since(&before.counters), expired, derived_dead)
             });
             if let Some(source) = &task.source {
                 inner.processed.entry(Arc::clone(source)).or_default().add(&counted);
             }
             if task.role == TaskRole::Keyed {
                 *inner.expired.entry(Arc::clone(&task.stage)).or_default() += expired;
+                *inner.derived_dead.entry(Arc::clone(&task.stage)).or_default() += derived_dead;
             }
             inner.tasks.insert(partition.clone(), TaskProgress { checkpoint, ..task });
         });

@@ -14,7 +14,7 @@ use crate::state::{Checkpoints, RecoveredFrom, StateError, TaskState, recover};
 use crate::time::WATERMARK_MAX;
 
 use super::ingest::IngestTask;
-use super::keyed::KeyedTask;
+use super::keyed::{KeyedTask, SetAside};
 use super::machine::Machine;
 use super::offsets::OffsetMetadata;
 use super::redriven::Redriven;
@@ -213,12 +213,15 @@ impl Recovery<'_> {
         };
         tracing::info!("{partition}: recovered from {from} at {}, folding to {offset}", recovered.offset);
         let state = Arc::new(Mutex::new(TaskState::new(store)));
-        let expired = metadata.map_or(0, |metadata| metadata.expired);
-        let mut task = KeyedTask::new(self.plan, stage, partition.clone(), state, recovered.offset, expired)?;
+        let aside = metadata.map_or_else(SetAside::default, |metadata| SetAside {
+            expired: metadata.expired,
+            derived_dead: metadata.derived_dead,
+        });
+        let mut task = KeyedTask::new(self.plan, stage, partition.clone(), state, recovered.offset, aside)?;
         if recovered.offset < offset && !planted(Fault::FoldNotMuted) {
             self.fold(&mut task, partition, offset)?;
         }
-        task.set_expired(expired);
+        task.count_from(aside);
         Ok(task)
     }
 

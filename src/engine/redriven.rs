@@ -15,7 +15,7 @@ use crate::log::{Log, Span, TopicSpec, read_spans};
 use crate::record::{Origin, TopicPartition};
 
 use super::topics::{redriven_topic, spec};
-use super::{EngineError, Result};
+use super::{EngineError, Result, check_format};
 
 const VERSION: u32 = 1;
 
@@ -84,17 +84,13 @@ impl Redriven {
                     offsets.remove(&key.offset);
                     continue;
                 };
-                let entry: RedriveEntry =
+                let what = || format!("the entry in {} at offset {}", run.partition, record.offset);
+                check_format(value, "version", VERSION, what)?;
+                let _: RedriveEntry =
                     serde_json::from_slice(value).map_err(|error| unreadable(error.to_string()))?;
-                if entry.version != VERSION {
-                    let found = entry.version;
-                    return Err(unreadable(format!(
-                        "it has format {found}, this program reads {VERSION}; use the newer headwater that wrote it"
-                    )));
-                }
                 offsets.insert(key.offset);
             }
-            Ok(ControlFlow::Continue(()))
+            Ok::<_, EngineError>(ControlFlow::Continue(()))
         })?;
         Ok(Self(found.into_iter().map(|(origin, offsets)| (origin, Arc::new(offsets))).collect()))
     }

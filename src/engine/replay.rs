@@ -28,7 +28,7 @@ use crate::time::WATERMARK_MAX;
 use super::drift::Drift;
 use super::exchange::{Body, Message, Partitioner};
 use super::ingest::IngestTask;
-use super::keyed::KeyedTask;
+use super::keyed::{KeyedTask, SetAside};
 use super::offsets::Counters;
 use super::pipeline::{ExchangePort, keyed_aggregate};
 use super::progress::{Progress, TaskProgress, TaskRole};
@@ -412,7 +412,7 @@ impl<'a> Shared<'a> {
             None => Box::new(MemoryStore::default()),
         };
         let state = Arc::new(Mutex::new(TaskState::new(store)));
-        let mut task = KeyedTask::new(&self.plan, stage, partition.clone(), state, 0, 0)?;
+        let mut task = KeyedTask::new(&self.plan, stage, partition.clone(), state, 0, SetAside::default())?;
         let mut forward = Forward::new(self, &partition, task.exchanges(), &ports)?;
         drop(ports);
         let (mut outputs, mut applied, mut spills) = (Outputs::default(), 0, 0);
@@ -454,6 +454,7 @@ impl<'a> Shared<'a> {
             idle: false,
             counters: *task.counters(),
             expired: 0,
+            derived_dead: 0,
             open_windows: None,
             state_bytes: 0,
             checkpoint: None,

@@ -52,6 +52,7 @@ pub struct PartitionLag {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
     pub state_expired: u64,
+    pub derived_dead: u64,
     pub open_windows: u64,
     /// Why the topology can't go on from here.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -189,6 +190,7 @@ impl PartitionLag {
             idle: metadata.as_ref().is_some_and(|metadata| metadata.idle),
             counters: metadata.as_ref().and_then(|metadata| metadata.counters),
             state_expired: metadata.as_ref().map_or(0, |metadata| metadata.expired),
+            derived_dead: metadata.as_ref().map_or(0, |metadata| metadata.derived_dead),
             open_windows: metadata.as_ref().map_or(0, |metadata| metadata.open_windows),
             problem,
         }

@@ -163,6 +163,12 @@ impl Metrics {
             )
             .absolute(rows);
         }
+        for (stage, rows) in progress.derived_dead() {
+            counter!(
+                "headwater_derived_dead_total", "topology" => self.topology(), "stage" => stage.to_string(),
+            )
+            .absolute(rows);
+        }
         for (check, rows) in progress.warned() {
             counter!(
                 "headwater_check_warnings_total", "topology" => self.topology(), "check" => check.to_string(),
@@ -322,6 +328,11 @@ fn describe() {
         "headwater_state_expired_total",
         Unit::Count,
         "Rows that came after their window's retention; a replay repairs them"
+    );
+    describe_counter!(
+        "headwater_derived_dead_total",
+        Unit::Count,
+        "Rows made of several records that a later view failed on; they are dead letters beside the records counted"
     );
     describe_counter!(
         "headwater_check_warnings_total",

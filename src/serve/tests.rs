@@ -305,6 +305,7 @@ fn task(role: TaskRole, source: Option<&str>, counters: Counters) -> TaskProgres
         idle: false,
         counters,
         expired: 0,
+        derived_dead: 0,
         open_windows: None,
         state_bytes: 77,
         checkpoint: None,
@@ -378,6 +379,7 @@ fn a_process_serves_its_own_partitions_and_says_when_it_is_ready() {
         r#"headwater_commit_seconds_count{topology="orders"} 2"#.to_string(),
         r#"headwater_check_warnings_total{topology="orders",check="has_shop"} 2"#.to_string(),
         r#"headwater_state_expired_total{topology="orders",stage="hourly"} 0"#.to_string(),
+        r#"headwater_derived_dead_total{topology="orders",stage="hourly"} 0"#.to_string(),
         "# TYPE headwater_commit_seconds histogram".to_string(),
         "# TYPE headwater_records_total counter".to_string(),
     ] {

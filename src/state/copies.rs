@@ -97,7 +97,9 @@ impl Checkpoints {
             match self.manifest(task, offset, fingerprint) {
                 Ok(_) => return Ok(CopyStats { existed: true, ..CopyStats::default() }),
                 // It is of no use to anybody, and recovery has said so: it is written anew.
-                Err(StateError::Corrupt { .. }) => self.delete(task, &manifest_name(offset))?,
+                Err(StateError::Corrupt { .. } | StateError::OtherFormat { .. }) => {
+                    self.delete(task, &manifest_name(offset))?;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -169,7 +171,7 @@ impl Checkpoints {
         while let Some(offset) = offsets.pop() {
             match self.read_manifest(task, offset) {
                 Ok(manifest) => kept.push(manifest),
-                Err(StateError::Corrupt { .. }) => continue,
+                Err(StateError::Corrupt { .. } | StateError::OtherFormat { .. }) => continue,
                 Err(error) => return Err(error),
             }
             if kept.len() == keep {
@@ -220,6 +222,9 @@ impl Checkpoints {
         let Some(bytes) = self.get(task, &name)? else {
             return Err(self.corrupt(task, &name, "there is no such checkpoint"));
         };
+        if let Some((found, reads)) = Manifest::other_format(&bytes) {
+            return Err(StateError::OtherFormat { place: self.name_of(task, &name), found, reads });
+        }
         let manifest = Manifest::decode(&bytes).map_err(|detail| self.corrupt(task, &name, &detail))?;
         if (manifest.task.as_str(), manifest.offset, manifest.topology.as_str())
             != (task, offset, &self.topology)

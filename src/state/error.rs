@@ -20,13 +20,19 @@ pub enum StateError {
     Corrupt { place: String, detail: String },
     #[error(
         "the state in {place} belongs to another version of the topology (its fingerprint is {found}, not \
-         {expected}); see what changed with `headwater plan`, then `headwater replay --promote`"
+         {expected}), and is not used"
     )]
     OtherTopology { place: String, found: String, expected: String },
+    /// Recovery goes on with the next older checkpoint, or with the log.
     #[error(
-        "task {task}: no checkpoint at an offset from {log_start} to {committed} can be used, and the log before \
-         {log_start} is gone{reasons}; bring back the state directory or the checkpoint copies (state.url), or \
-         rebuild the state from the sources with `headwater replay --promote`"
+        "the checkpoint in {place} is of format {found}, and this program reads {reads}: another version of headwater \
+         has written it"
+    )]
+    OtherFormat { place: String, found: u32, reads: u32 },
+    #[error(
+        "task {task}: no checkpoint at an offset from {log_start} to {committed} can be used, and {}{reasons}; bring back the state directory or the checkpoint copies (state.url), or \
+         let the topology begin anew from its sources with: headwater reset FILE --to earliest",
+        log_is_not_enough(*log_start)
     )]
     NoCheckpoint {
         task: String,
@@ -37,6 +43,14 @@ pub enum StateError {
     },
     #[error("{place}: {detail}")]
     Io { place: String, detail: String },
+}
+
+/// A checkpoint at offset 0 may hold what a replay has left; the log alone does not give that.
+fn log_is_not_enough(log_start: i64) -> String {
+    match log_start {
+        0 => "what it began with may not be in the log".to_string(),
+        start => format!("the log before {start} is gone"),
+    }
 }
 
 impl StateError {

@@ -62,6 +62,18 @@ impl Manifest {
         serde_json::to_vec(&Envelope { checksum: checksum(manifest.get().as_bytes()), manifest })
     }
 
+    /// The format that a manifest says it is of, where that is another one than this program reads.
+    pub fn other_format(bytes: &[u8]) -> Option<(u32, u32)> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let envelope: Envelope = serde_json::from_slice(bytes).ok()?;
+        let whole = checksum(envelope.manifest.get().as_bytes()) == envelope.checksum;
+        let Version { version } = serde_json::from_str(envelope.manifest.get()).ok()?;
+        (whole && version != Self::VERSION).then_some((version, Self::VERSION))
+    }
+
     /// The error says what is wrong with the bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         let envelope: Envelope = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;

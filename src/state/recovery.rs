@@ -55,8 +55,12 @@ pub fn recover(
             };
             match loaded.and_then(|()| checkpoints.load(task, offset, fingerprint, store)) {
                 Ok(()) => return Ok(Recovered { offset, from: RecoveredFrom::Copy, warnings }),
-                Err(error @ (StateError::Corrupt { .. } | StateError::OtherTopology { .. })) => {
-                    damaged_seed |= offset == 0 && matches!(error, StateError::Corrupt { .. });
+                Err(
+                    error @ (StateError::Corrupt { .. }
+                    | StateError::OtherTopology { .. }
+                    | StateError::OtherFormat { .. }),
+                ) => {
+                    damaged_seed |= offset == 0 && !matches!(error, StateError::OtherTopology { .. });
                     warnings.push(error);
                 }
                 Err(error) => return Err(error),

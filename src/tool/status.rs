@@ -37,6 +37,7 @@ pub struct Status {
     /// As far as the tasks have reported them.
     pub open_windows: u64,
     pub state_expired: u64,
+    pub derived_dead: u64,
     pub topics: Vec<TopicStatus>,
     pub problems: Vec<String>,
 }
@@ -108,6 +109,7 @@ impl Status {
             lag: lag.summary(),
             open_windows: lag.partitions.iter().map(|partition| partition.open_windows).sum(),
             state_expired: lag.partitions.iter().map(|partition| partition.state_expired).sum(),
+            derived_dead: lag.partitions.iter().map(|partition| partition.derived_dead).sum(),
             topics: topics(plan, log)?,
             problems: lag.partitions.iter().filter_map(problem).collect(),
             holds: lag.holds,
@@ -159,6 +161,13 @@ impl Status {
         if self.state_expired > 0 {
             let rows = text::count(self.state_expired, "row");
             writeln!(out, "{rows} came after retention (state_expired); a replay repairs them")?;
+        }
+        if self.derived_dead > 0 {
+            let rows = text::count(self.derived_dead, "row");
+            writeln!(
+                out,
+                "{rows} of several records failed in a later view (dead letters beside those counted)"
+            )?;
         }
         Ok(())
     }

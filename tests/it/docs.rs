@@ -206,6 +206,38 @@ fn the_metrics_are_documented() {
     assert_eq!(documented, there);
 }
 
+/// All source code in one text, strings over several lines joined.
+fn code() -> String {
+    fn walk(folder: &Path, text: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => walk(&path, text),
+                false => text.push_str(&std::fs::read_to_string(&path).unwrap()),
+            }
+        }
+    }
+    let mut text = String::new();
+    walk(&root().join("src"), &mut text);
+    text.split("\\\n").map(str::trim_start).collect()
+}
+
+#[test]
+fn errors_that_are_explained_are_those_that_are_said() {
+    let code = code();
+    for said in first_column(&read("docs/operating.md"), "what it says") {
+        assert!(code.contains(&said), "no error says: {said}");
+    }
+}
+
+#[test]
+fn each_alert_has_an_action() {
+    let rules = read("deploy/prometheus/headwater.yml");
+    let there: BTreeSet<String> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ").map(str::to_owned)).collect();
+    assert_eq!(first_column(&read("docs/operating.md"), "alert"), there);
+}
+
 #[test]
 fn links_lead_to_files_that_are_there() {
     for (path, page) in pages() {

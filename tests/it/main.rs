@@ -4,10 +4,12 @@
 
 mod broker;
 mod cli;
+mod deploy;
 mod docs;
 mod engine;
 mod engine_faults;
 mod faults;
+mod formats;
 mod harness;
 mod kill;
 mod lake;

@@ -277,3 +277,61 @@ fn a_purge_asks_first_and_cuts_only_from_the_start() {
     let named = project.run(&["dlq", "redrive", "shop"]);
     assert!(named.code == 2 && named.err.contains("redrive needs the topology's file"), "{}", named.err);
 }
+
+/// Sums by hour, and a ratio over them that a single order breaks.
+const DERIVED: &str = "\
+name: t
+sources:
+  orders: {topic: t.orders, format: json, columns: {id: bigint, country: varchar, at: timestamp}, event_time: at}
+views:
+  hourly: |
+    select window_start, window_end, country, count(*) as orders
+    from tumble(orders, at, interval '1 hour')
+    group by window_start, window_end, country
+  ratios: select window_start, country, 10 / (orders - 1) as ratio from hourly
+sinks:
+  ratios: {topic: {name: t.ratios, format: json, key: [country, window_start]}}
+";
+
+#[test]
+fn a_row_of_several_records_that_dies_is_counted_beside_them_and_stays() {
+    let project = Project::new();
+    let _server = project.broker();
+    std::fs::create_dir(project.path().join("config")).unwrap();
+    project.write("config/headwater.yaml", "http: {listen: '127.0.0.1:0'}\n");
+    project.write("t.yaml", DERIVED);
+    let records = [
+        order(1, "DE", 1, "10:00"),
+        order(2, "DE", 1, "10:10"),
+        order(3, "AT", 1, "10:20"),
+        order(4, "DE", 1, "12:00"),
+    ];
+    produce(&project, "t.orders", &records.concat());
+    let dead = |project: &Project| {
+        assert_eq!(counts(&run(project, "t.yaml")), [4, 4, 0, 0, 0]);
+        let status = objects(&project.ok(&["status", "t.yaml", "--json"])).remove(0);
+        assert_eq!(status["balanced"], true);
+        status["derived_dead"].as_u64().unwrap()
+    };
+    assert_eq!(dead(&project), 1);
+    assert!(project.ok(&["status", "t.yaml"]).contains("1 row of several records failed in a later view"));
+    // It names a record of the exchange that is there.
+    let letter = objects(&project.ok(&["dlq", "list", "t", "--json"])).remove(0);
+    let (topic, offset) =
+        (letter["source"]["topic"].as_str().unwrap(), letter["source"]["offset"].as_i64().unwrap());
+    assert_eq!(topic, "t.exchange.hourly");
+    let exchange = objects(&project.ok(&["topic", "tail", topic, "--from-beginning", "--json"]));
+    let is_it =
+        |record: &Value| record["partition"] == letter["source"]["partition"] && record["offset"] == offset;
+    assert!(exchange.iter().any(is_it), "{letter}");
+
+    // A muted fold counts nothing again.
+    std::fs::remove_dir_all(project.path().join(".headwater/state")).unwrap();
+    std::fs::remove_dir_all(project.path().join(".headwater/checkpoints")).unwrap();
+    assert_eq!(dead(&project), 1);
+    let refused = project.ok(&["dlq", "redrive", "t.yaml"]);
+    assert!(
+        refused.contains("a row that was made of several records; correct the view and replay"),
+        "{refused}"
+    );
+}

@@ -71,6 +71,10 @@ struct Record {
 
 impl Record {
     const VERSION: u32 = 1;
+
+    fn other_format(&self) -> String {
+        format!("its format is version {}, and this program reads {}", self.version, Self::VERSION)
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -99,7 +103,7 @@ impl SledStore {
             None => (Record::default(), None),
             Some(bytes) => match serde_json::from_slice::<Record>(&bytes) {
                 Ok(record) if record.version == Record::VERSION => (record, None),
-                Ok(record) => (Record::default(), Some(format!("its format is version {}", record.version))),
+                Ok(record) => (Record::default(), Some(record.other_format())),
                 Err(error) => (Record::default(), Some(format!("its commit record: {error}"))),
             },
         };

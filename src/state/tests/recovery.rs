@@ -107,10 +107,7 @@ fn a_log_that_was_trimmed_needs_a_checkpoint() {
     let refused = start(&copied, &local("f1", 3), 5, 100).unwrap_err();
     assert!(matches!(refused, StateError::NoCheckpoint { log_start: 5, committed: 100, .. }));
     let text = refused.to_string();
-    assert!(
-        text.contains("checksum") && text.contains("one at 3,") && text.contains("replay --promote"),
-        "{text}"
-    );
+    assert!(text.contains("checksum") && text.contains("one at 3,") && text.contains("reset FILE"), "{text}");
     assert!(matches!(
         recover(TASK, &MemoryStore::new(), None, "f1", 5, 100),
         Err(StateError::NoCheckpoint { .. })
