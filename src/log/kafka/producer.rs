@@ -14,13 +14,15 @@ use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 use sys::rd_kafka_vtype_t as Tag;
 
-use super::client::{Client, Failure, c_string, code_text, lock, millis, text_of};
+use super::client::{Client, Failure, c_string, code_text, is_denied, lock, millis, text_of};
 use super::request::TopicHandle;
 use crate::log::{LogError, Outgoing, Producer, Result};
 use crate::record::TopicPartition;
 
 /// How long a full send queue is given between attempts.
 const FULL_QUEUE_WAIT: Duration = Duration::from_millis(1);
+/// An answer that comes from the client itself, not through the network.
+const WHY_WAIT_MS: i32 = 1_000;
 /// A report that is due is on its way through librdkafka's queue, not through the network.
 const REPORT_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -254,6 +256,12 @@ impl Sender {
         }
     }
 
+    /// Why the transaction takes nothing any more. Only a commit says it, and one that takes nothing can't go well.
+    fn why_no_transaction(&self) -> Option<Failure> {
+        // SAFETY: a live producer; where it is none of transactions, that is the error.
+        Failure::take(unsafe { sys::rd_kafka_commit_transaction(self.client.raw(), WHY_WAIT_MS) })
+    }
+
     /// The error of a record that was not even queued; kept as well, so that no commit follows it.
     fn refused(&self, to: &TopicPartition, record: &Outgoing<'_>, code: Code, detail: String) -> LogError {
         if matches!(code, Code::RD_KAFKA_RESP_ERR__STATE | Code::RD_KAFKA_RESP_ERR__FATAL) {
@@ -261,10 +269,20 @@ impl Sender {
             // SAFETY: the client is live; the buffer's length is given.
             let fatal =
                 unsafe { sys::rd_kafka_fatal_error(self.client.raw(), reason.as_mut_ptr(), reason.len()) };
-            return if fatal == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-                LogError::Abort(format!("{to}: no transaction takes the record: {}", code_text(code)))
-            } else {
-                self.client.error(fatal, &to.to_string(), &reason.text())
+            if fatal != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return self.client.error(fatal, &to.to_string(), &reason.text());
+            }
+            return match self.why_no_transaction() {
+                // Done again it would be denied again.
+                Some(why) if is_denied(why.code) => self.client.error(
+                    why.code,
+                    &format!("the transaction that {to} is written in"),
+                    &why.text,
+                ),
+                why => {
+                    let why = why.map_or_else(|| code_text(code), |why| why.text);
+                    LogError::Abort(format!("{to}: no transaction takes the record: {why}"))
+                }
             };
         }
         let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
