@@ -311,6 +311,10 @@ fn interrupted(seed: u64, cut: u64) {
     for round in 0..3 {
         if let Some(mut world) = World::open(disk.clone(), seed.wrapping_add(round), told.clone()) {
             world.work(STEPS);
+            // A clean stop, after which files are trusted, is a beginning too.
+            if random.random_bool(0.3) && world.cluster.close().is_ok() {
+                world.told.plain_synced = world.told.plain;
+            }
             told = world.told;
         }
         assert!(round > 0 || !told.topics.is_empty() || cut < 60, "it did nothing");

@@ -51,3 +51,39 @@ impl Drop for Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use futures::FutureExt;
+
+    use super::super::batch::tests::batch;
+    use super::super::config::TopicConfig;
+    use super::super::disk::RealDisk;
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_when_one_of_its_partitions_gets_something_and_no_other() {
+        let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let open = |folder: &tempfile::TempDir| {
+            Arc::new(Partition::open(Arc::new(RealDisk), folder.path(), 0, true).unwrap())
+        };
+        let [one, two, other] = [&folders[0], &folders[1], &folders[2]].map(open);
+        let config = TopicConfig::new(Default::default()).unwrap();
+        let append = |partition: &Partition| {
+            partition.append(Bytes::from(batch((-1, -1, -1), false, &[1])), &config).unwrap();
+        };
+        let watch = Watch::on(vec![one.clone(), two.clone()]);
+        append(&other);
+        assert!(watch.woken().now_or_never().is_none(), "that is another's");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        // What comes between registering and waiting is not missed.
+        append(&two);
+        let woken = async { tokio::time::timeout(Duration::from_secs(30), watch.woken()).await };
+        assert!(runtime.block_on(woken).is_ok());
+        drop(watch);
+        assert!(lock(&one.watchers.waiting).is_empty() && lock(&two.watchers.waiting).is_empty());
+    }
+}

@@ -324,3 +324,22 @@ fn a_full_disk_stops_compaction_until_there_is_space() {
     check(&before, &partition, "with space again");
     assert!(committed(&partition).len() < before.len());
 }
+
+#[test]
+fn a_slice_from_before_a_rewrite_is_not_given_the_aborted_transactions_of_after() {
+    let brief = config(&[("delete.retention.ms", "0")]);
+    let partition = open(&SimulatedDisk::default());
+    partition.register(7, 0);
+    append(&partition, (7, 0, 0), true, &[(Some("a"), Some("never"))]);
+    partition.end_transaction(7, 0, None, &brief).unwrap();
+    let slice = partition.slice(0, 1_000, i64::MAX).unwrap().unwrap();
+    assert_eq!(partition.aborted(0, 2, slice.rewrites).unwrap().len(), 1);
+    for _ in 0..2 {
+        roll(&partition);
+        assert!(partition.compact(&brief).unwrap());
+    }
+    assert!(lock(&partition.log).producers.all_aborted().is_empty());
+    let (bytes, _) = slice.read().unwrap();
+    assert!(!bytes.is_empty(), "what was looked up can still be read");
+    assert_eq!(partition.aborted(0, 2, slice.rewrites), None);
+}
