@@ -133,7 +133,8 @@ proptest! {
             let before = committed(&partition);
             let (bounds, files) = (partition.bounds(), disk.names(&Path::new(ROOT).join("p")).unwrap().len());
             let keys_max = [3, 10, 1_000][random.random_range(0..3)];
-            while partition.compact_with(&config(&[]), keys_max).unwrap() {
+            let merging = config(&[("segment.bytes", ["700", "3000"][random.random_range(0..2)])]);
+            while partition.compact_with(&merging, keys_max).unwrap() {
                 check(&before, &partition, "compacted");
             }
             prop_assert_eq!(partition.bounds(), bounds);
@@ -157,6 +158,8 @@ proptest! {
     #[test]
     fn interrupted_anywhere_it_loses_and_repeats_nothing(seed: u64, share in 0.0..1.0f64) {
         let mut random = SmallRng::seed_from_u64(seed);
+        // Files of several segments each.
+        let merging = config(&[("segment.bytes", "3000")]);
         let first = SimulatedDisk::default();
         let partition = open(&first);
         fill(&partition, &mut random, &mut BTreeMap::new(), 40);
@@ -167,7 +170,7 @@ proptest! {
         let whole = first.after_kill();
         let reopened = open(&whole);
         let began = whole.operations();
-        reopened.compact(&config(&[])).unwrap();
+        reopened.compact(&merging).unwrap();
         let operations = whole.operations() - began;
         // An open transaction may stand before everything.
         prop_assume!(operations > 5);
@@ -175,13 +178,13 @@ proptest! {
         let disk = first.after_kill();
         let partition = open(&disk);
         disk.cut_at(disk.operations() + 1 + (share * operations as f64) as u64);
-        let outcome = partition.compact(&config(&[]));
+        let outcome = partition.compact(&merging);
         check(&before, &open(&disk.after_kill()), &format!("killed, {outcome:?}"));
         let mut after = disk.after_power_cut(seed);
         for round in 0..3 {
             let partition = open(&after);
             check(&before, &partition, "after a power cut");
-            partition.compact(&config(&[])).unwrap();
+            partition.compact(&merging).unwrap();
             check(&before, &partition, "compacted after a power cut");
             after = after.after_power_cut(seed.wrapping_add(round));
         }

@@ -137,6 +137,19 @@ pub(super) unsafe extern "C" fn on_rebalance(
     let none = PartitionList::new();
     // SAFETY: the consumer is live, and this is the call for which librdkafka waits.
     unsafe {
+        if rebalances.leaving.load(Ordering::Acquire) {
+            // Nothing is asked of the group here: when it has ended in between, librdkafka (2.12) drops the question
+            // (`rd_kafka_cgrp_op_serve`), and the one who asked, this consumer's close, waits for ever.
+            if sys::rd_kafka_consumer_closed(client) == 0 {
+                match code {
+                    Code::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                        report(sys::rd_kafka_incremental_assign(client, none.raw()), "assignment");
+                    }
+                    _ => report(sys::rd_kafka_incremental_unassign(client, none.raw()), "revocation"),
+                }
+            }
+            return;
+        }
         rebalances.hold_ends(client, |_| true);
         // Captured before the acknowledgement: see the invariant.
         let fence = Fence(Arc::new(GroupMetadata::of(client)));
@@ -146,7 +159,7 @@ pub(super) unsafe extern "C" fn on_rebalance(
                 report(sys::rd_kafka_incremental_assign(client, none.raw()), "assignment");
             }
             Code::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
-                if rebalances.leaving.load(Ordering::Acquire) || partitions.is_empty() {
+                if partitions.is_empty() {
                     report(sys::rd_kafka_incremental_unassign(client, none.raw()), "revocation");
                 } else if sys::rd_kafka_assignment_lost(client) != 0 {
                     rebalances.push(Event::Lost(partitions));
