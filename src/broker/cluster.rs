@@ -231,7 +231,10 @@ impl Cluster {
         let position = self.metadata.write(vec![Change::TopicDeleted { name: name.to_owned() }])?;
         write(&self.topics).remove(name);
         self.metadata.sync(position)?;
-        self.disk.remove_folder(&self.topic_directory(&topic.id))?;
+        if let Err(error) = self.disk.remove_folder(&self.topic_directory(&topic.id)) {
+            // Compaction may be writing there just now. The topic is gone all the same.
+            tracing::warn!(topic = name, %error, "files of a deleted topic are left; the next start deletes them");
+        }
         topic.partitions.iter().for_each(|partition| partition.watchers.wake());
         Ok(())
     }

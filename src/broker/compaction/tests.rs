@@ -346,3 +346,46 @@ fn a_slice_from_before_a_rewrite_is_not_given_the_aborted_transactions_of_after(
     assert!(!bytes.is_empty(), "what was looked up can still be read");
     assert_eq!(partition.aborted(0, 2, slice.rewrites), None);
 }
+
+#[test]
+fn a_topic_that_compacts_and_deletes_does_both() {
+    let both =
+        config(&[("cleanup.policy", "compact,delete"), ("retention.bytes", "2500"), ("retention.ms", "-1")]);
+    let disk = SimulatedDisk::default();
+    let partition = open(&disk);
+    for round in 0..100 {
+        let (key, value) = (format!("k{}", round % 20), format!("{round:040}"));
+        append(&partition, NOBODY, false, &[(Some(&key), Some(&value))]);
+    }
+    assert!(partition.compact(&both).unwrap());
+    let compacted = committed(&partition);
+    assert!(compacted.len() < 100 && last(&compacted).len() == 20);
+    let start = partition.expire(&both).unwrap().expect("more than retention.bytes is left");
+    partition.drop_segments().unwrap();
+    let rest = committed(&partition);
+    assert_eq!(rest, compacted.into_iter().filter(|record| record.offset >= start).collect::<Vec<_>>());
+    assert!(!rest.is_empty());
+    let reopened =
+        Partition::open(Arc::new(disk.after_kill()), &Path::new(ROOT).join("p"), start, true).unwrap();
+    assert_eq!(committed(&reopened), rest);
+}
+
+#[test]
+fn segments_are_not_deleted_while_they_are_compacted_but_right_after() {
+    let disk = SimulatedDisk::default();
+    let partition = open(&disk);
+    for _ in 0..5 {
+        roll(&partition);
+    }
+    let files = || disk.names(&Path::new(ROOT).join("p")).unwrap().len();
+    let before = files();
+    let cleaning = lock(&partition.cleaning);
+    assert_eq!(partition.delete_before(-1), Ok(10));
+    partition.drop_segments().unwrap();
+    assert_eq!(files(), before);
+    assert!(partition.has_leftovers());
+    drop(cleaning);
+    partition.drop_segments().unwrap();
+    assert_eq!(files(), 1);
+    assert!(!partition.has_leftovers());
+}
