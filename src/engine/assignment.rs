@@ -17,6 +17,9 @@ use super::{EngineError, Result};
 /// How long a worker waits for another one in this process to let go of a partition that it has lost.
 const HAND_OVER_MAX: Duration = Duration::from_secs(30);
 
+/// And how often it asks: a process that was stopped in between has not waited at all.
+const HAND_OVER_TRIES: u32 = 100;
+
 impl Worker {
     pub(super) fn adopt(&mut self, partition: TopicPartition) -> Result<()> {
         let shared = Arc::clone(&self.shared);
@@ -32,10 +35,12 @@ impl Worker {
             has_run: shared.has_run,
             closing: shared.settings.until_end && shared.settings.close,
         };
-        let since = self.waiting.get(&partition).copied().unwrap_or_else(|| shared.machine.now());
+        let (since, tries) = self.waiting.get(&partition).copied().unwrap_or((shared.machine.now(), 0));
         let recovered = match recovery.task(&partition) {
-            Err(EngineError::State(StateError::InUse { .. })) if shared.since(since) < HAND_OVER_MAX => {
-                self.waiting.insert(partition, since);
+            Err(EngineError::State(StateError::InUse { .. }))
+                if shared.since(since) < HAND_OVER_MAX || tries < HAND_OVER_TRIES =>
+            {
+                self.waiting.insert(partition, (since, tries + 1));
                 return Ok(());
             }
             recovered => recovered?,

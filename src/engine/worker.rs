@@ -59,8 +59,9 @@ pub struct Worker {
     pub(super) member: Box<dyn Member>,
     fence: Option<Fence>,
     pub(super) slots: BTreeMap<TopicPartition, Slot>,
-    /// Partitions whose state another worker of this process, which has lost them, has not let go of yet.
-    pub(super) waiting: BTreeMap<TopicPartition, Instant>,
+    /// Partitions whose state another worker of this process, which has lost them, has not let go of yet: since when,
+    /// and how often it was asked for.
+    pub(super) waiting: BTreeMap<TopicPartition, (Instant, u32)>,
     epoch: Option<Epoch>,
     /// What was polled and is not yet handled.
     events: VecDeque<Event>,

@@ -39,8 +39,10 @@ pub fn recover(
 ) -> Result<Recovered> {
     let mut warnings = Vec::new();
     let found = local_offset(task, store, fingerprint, &mut warnings);
-    let lowest = if planted(Fault::OldCheckpoint) { 0 } else { log_start };
-    let local = found.filter(|offset| (lowest..=committed).contains(offset));
+    if let Some(offset) = found.filter(|_| planted(Fault::OldCheckpoint)) {
+        return Ok(Recovered { offset, from: RecoveredFrom::Local, warnings });
+    }
+    let local = found.filter(|offset| (log_start..=committed).contains(offset));
     let copies = checkpoints.map_or(Ok(Vec::new()), |checkpoints| checkpoints.list(task))?;
     let mut damaged_seed = false;
     if let Some(checkpoints) = checkpoints {

@@ -18,6 +18,8 @@ mod member;
 mod objects;
 mod outcome;
 mod process;
+#[cfg(feature = "planted-faults")]
+mod rules;
 mod world;
 
 use std::sync::Arc;
@@ -62,11 +64,12 @@ fn settings(dice: &mut Dice) -> Settings {
             lost_aborted: dice.among(&[0.0, 0.0, 0.1]),
             ..Faults::default()
         },
+        ..Settings::default()
     }
 }
 
-fn create_sources(log: &dyn Log, topology: &Topology) {
-    for (topic, partitions) in topology.sources {
+fn create_sources(log: &dyn Log, sources: &[(&str, i32)]) {
+    for (topic, partitions) in sources {
         let config = Default::default();
         log.create_topics(&[TopicSpec { name: (*topic).to_owned(), partitions: *partitions, config }])
             .unwrap();
@@ -77,7 +80,7 @@ fn create_sources(log: &dyn Log, topology: &Topology) {
 fn unfaulted(topology: &Topology, feed: &[Happening]) -> Result<Outcome, String> {
     let feed = feed.iter().filter(|happening| !matches!(happening, Happening::Silence(_))).cloned();
     let world = World::new(&topology.plan, Settings::default(), feed.collect(), 0, false);
-    create_sources(&world.log, topology);
+    create_sources(&world.log, topology.sources);
     world.publish_all();
     world.close();
     match world.failure() {
@@ -105,7 +108,7 @@ fn simulate_with<P>(seed: u64, traced: bool, plant: impl FnOnce() -> P) -> (Resu
     let _planted = plant();
     let world = World::new(&topology.plan, settings, feed, seed, traced);
     world.trace(|| format!("topology {}, {:?}", topology.plan.name, world.settings));
-    create_sources(&world.log, topology);
+    create_sources(&world.log, topology.sources);
     live(&world);
     if world.dice().once_in(2) {
         world.calm();

@@ -25,13 +25,16 @@ use crate::plan::Plan;
 use crate::state::{Checkpoints, StateError};
 
 /// What a seed may do to a topology. Chances are in a million, at each edge or tick.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     pub hosts: usize,
     pub workers: usize,
     pub epoch: Duration,
     pub checkpoint_interval: Duration,
     pub copies: bool,
+    /// Until it must have come to its end.
+    pub ticks_max: u64,
+    pub epoch_rows: u64,
     /// Of faults of all kinds that the seed may still bring.
     pub faults: i64,
     pub crash: u64,
@@ -44,6 +47,31 @@ pub struct Settings {
     /// The state directory is lost at this share of restarts, in a hundred.
     pub disk_lost: u64,
     pub log: Faults,
+}
+
+impl Default for Settings {
+    /// One worker, and nothing goes wrong.
+    fn default() -> Self {
+        Self {
+            hosts: 1,
+            workers: 1,
+            epoch: Duration::ZERO,
+            checkpoint_interval: Duration::ZERO,
+            copies: true,
+            ticks_max: 60_000,
+            epoch_rows: u64::MAX,
+            faults: 0,
+            crash: 0,
+            kill: 0,
+            stall: 0,
+            rebalance: 0,
+            leave: 0,
+            impostor: 0,
+            objects_fail: 0,
+            disk_lost: 0,
+            log: Faults::default(),
+        }
+    }
 }
 
 /// A machine.
@@ -76,7 +104,6 @@ pub struct World {
     trace: Option<Mutex<Vec<String>>>,
 }
 
-const TICKS_MAX: u64 = 60_000;
 const DEPTH_MAX: u32 = 2;
 const STALLS_SECONDS: [u64; 4] = [1, 4, 12, 17];
 /// Ticks of the others while one process is stopped.
@@ -316,13 +343,18 @@ impl World {
 
     fn publish(&self) {
         let happening = lock(&self.feed).pop_front();
+        if let Some(happening) = happening {
+            self.happens(happening);
+        }
+    }
+
+    pub fn happens(&self, happening: Happening) {
         match happening {
-            None => {}
-            Some(Happening::Partitions { topic, count }) => {
+            Happening::Partitions { topic, count } => {
                 self.trace(|| format!("{topic} gets {count} partitions"));
                 self.log.add_partitions(&topic, count);
             }
-            Some(Happening::Records { to, records }) => {
+            Happening::Records { to, records } => {
                 self.trace(|| format!("{} records come in {to}", records.len()));
                 let mut producer = self.log.producer().unwrap();
                 for record in &records {
@@ -334,7 +366,7 @@ impl World {
                     producer.produce(&to, &[outgoing]).unwrap();
                 }
             }
-            Some(Happening::Silence(silence)) => {
+            Happening::Silence(silence) => {
                 self.trace(|| format!("nothing comes for {silence:?}"));
                 self.quiet(silence);
             }
@@ -374,22 +406,31 @@ impl World {
             if lock(&self.processes).iter().any(|(of, _)| *of == Some(host)) {
                 continue;
             }
-            let number = self.started.load(Ordering::Relaxed);
-            let lost = number > 0 && self.dice().under(100) < self.settings.disk_lost;
-            let (instance, disk) = {
-                let mut hosts = lock(&self.hosts);
-                if lost {
-                    self.trace(|| format!("host {host} has lost its state directory"));
-                    hosts[host] = Host { instance: format!("h{host}-{number}"), disk: Disk::default() };
-                }
-                (hosts[host].instance.clone(), hosts[host].disk.clone())
-            };
-            self.start(Some(host), instance, disk);
+            self.start_host(host);
         }
     }
 
-    fn start(&self, host: Option<usize>, instance: String, disk: Disk) {
-        let Some(world) = self.me.upgrade() else { return };
+    /// Starts a process on a host, which may have lost its state directory meanwhile.
+    pub fn start_host(&self, host: usize) -> Option<Arc<Process>> {
+        let number = self.started.load(Ordering::Relaxed);
+        if number > 0 && self.dice().under(100) < self.settings.disk_lost {
+            self.lose_disk(host);
+        }
+        let (instance, disk) = {
+            let hosts = lock(&self.hosts);
+            (hosts[host].instance.clone(), hosts[host].disk.clone())
+        };
+        self.start(Some(host), instance, disk)
+    }
+
+    pub fn lose_disk(&self, host: usize) {
+        self.trace(|| format!("host {host} has lost its state directory"));
+        let number = self.started.load(Ordering::Relaxed);
+        lock(&self.hosts)[host] = Host { instance: format!("h{host}-{number}"), disk: Disk::default() };
+    }
+
+    fn start(&self, host: Option<usize>, instance: String, disk: Disk) -> Option<Arc<Process>> {
+        let world = self.me.upgrade()?;
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let workers = self.settings.workers.max(1);
         let process = Process::new(&world, format!("p{number}"), instance, disk, workers);
@@ -404,10 +445,16 @@ impl World {
                 }
                 *lock(&process.shared) = Some(shared);
             }
-            Err(_) if process.is_crashed() => {}
-            Err(error) if is_expected(&error) => process.crash(),
-            Err(error) => self.fail(format!("{} could not start: {error}", process.name)),
+            Err(_) if process.is_crashed() => return None,
+            Err(error) => {
+                if !is_expected(&error) {
+                    self.fail(format!("{} could not start: {error}", process.name));
+                }
+                process.crash();
+                return None;
+            }
         }
+        Some(process)
     }
 
     fn open(&self, process: &Arc<Process>) -> Result<Arc<Shared>> {
@@ -417,6 +464,7 @@ impl World {
         let options = RunOptions {
             threads: self.settings.workers,
             epoch: self.settings.epoch,
+            epoch_rows: self.settings.epoch_rows,
             checkpoint_interval: self.settings.checkpoint_interval,
             until_end: closing,
             close: closing,
@@ -470,7 +518,7 @@ impl World {
                 self.advance(Duration::from_secs(60));
                 return;
             }
-            if tick == TICKS_MAX {
+            if tick == self.settings.ticks_max {
                 return self.fail("it does not come to its end".to_owned());
             }
         }

@@ -5,7 +5,6 @@ use arrow::row::{RowConverter, SortField};
 
 use super::super::Order;
 use super::{Result, failed};
-use crate::planted::{Fault, planted};
 use crate::record::Batch;
 
 /// The places of a batch's rows.
@@ -31,10 +30,6 @@ pub(in super::super) fn place_rows(view: &str, order: &Order, batch: &Batch) -> 
             };
             for (&time, &offset) in batch.time.iter().zip(source.offset.iter()) {
                 places.bytes.extend_from_slice(&sortable(time));
-                if planted(Fault::TiesByArrival) {
-                    places.ends.push(places.bytes.len());
-                    continue;
-                }
                 places.bytes.extend_from_slice(&source.origin_index.to_be_bytes());
                 places.bytes.extend_from_slice(&sortable(offset));
                 places.ends.push(places.bytes.len());
