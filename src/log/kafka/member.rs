@@ -4,7 +4,7 @@
 //! Invariant: offsets go into a transaction with the fence they came with (rule R1), and a transaction
 //! without offsets is refused (rule R4).
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
@@ -23,6 +23,8 @@ use crate::record::TopicPartition;
 const INIT_TIMEOUT: Duration = OUTAGE_MAX;
 /// A call that has not come back after this long is worth a word.
 const SLICE: Duration = Duration::from_secs(4);
+/// A consumer closes at once, or never.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 pub(super) struct KafkaMember {
     consumer: Consumer,
@@ -50,14 +52,35 @@ impl KafkaMember {
         Ok(Self { consumer, sender, options, secure, open: false, fence: None })
     }
 
-    /// Ends the consumer on this thread. A static member stays in the group until its session times out or
-    /// its successor comes.
+    /// Ends the consumer. A static member stays in the group until its session times out or its successor comes.
+    ///
+    /// On a thread of its own, which may stay behind: where the group ends while a rebalance is called back,
+    /// librdkafka (2.12) drops the answer (`rd_kafka_cgrp_op_serve`) and its close waits for ever. That thread then
+    /// keeps the client, which is never destroyed.
     fn close(&mut self) -> Result<sys::rd_kafka_resp_err_t> {
         self.consumer.client.context.rebalances.leave();
         let started = self.consumer.started();
         self.consumer.release(&started)?;
-        // SAFETY: a live consumer; its callbacks run inside this call, on this thread.
-        Ok(unsafe { sys::rd_kafka_consumer_close(self.consumer.client.raw()) })
+        let client = self.consumer.client.clone();
+        let (done, ended) = mpsc::channel();
+        let close = move || {
+            // SAFETY: a live consumer; its callbacks run inside this call, and answer without asking.
+            let code = unsafe { sys::rd_kafka_consumer_close(client.raw()) };
+            // Nobody listens any more when it took too long.
+            let _ = done.send(code);
+        };
+        let spawned = std::thread::Builder::new().name("kafka-close".into()).spawn(close);
+        spawned.map_err(|error| LogError::Other {
+            what: format!("leave group '{}'", self.options.group),
+            detail: format!("no thread: {error}"),
+        })?;
+        Ok(ended.recv_timeout(CLOSE_MAX).unwrap_or_else(|_| {
+            tracing::warn!(
+                group = self.options.group,
+                "a consumer did not close within {CLOSE_MAX:?}; it is left behind, and nothing is lost by that"
+            );
+            sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT
+        }))
     }
 
     fn raw_producer(&self) -> *mut sys::rd_kafka_t {
@@ -252,7 +275,9 @@ impl Member for KafkaMember {
             // Fenced: the membership is another's now.
             return Ok(());
         }
-        self.consumer.client.check(code, &format!("leave group '{}'", self.options.group))?;
+        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT {
+            self.consumer.client.check(code, &format!("leave group '{}'", self.options.group))?;
+        }
         if self.secure {
             // Over TLS or SASL the session has to time out: the group waits that long, and loses nothing.
             return Ok(());
