@@ -37,6 +37,9 @@ pub mod broker;
 #[allow(clippy::disallowed_methods, reason = "clients of a broker time out")]
 pub mod log;
 
+#[allow(clippy::disallowed_methods, reason = "what lies across a network is not waited for without end")]
+pub mod objects;
+
 pub mod codec;
 
 pub mod state;

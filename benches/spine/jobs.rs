@@ -175,7 +175,7 @@ impl Bench<'_> {
             threads: self.setting.threads,
             epoch: self.setting.epoch,
             state_dir: self.scratch.join("state"),
-            checkpoints: Some(self.scratch.join("checkpoints").display().to_string()),
+            checkpoints: Some(self.scratch.join("checkpoints").display().to_string().into()),
             until_end: true,
             ..RunOptions::default()
         };
@@ -234,7 +234,7 @@ impl Bench<'_> {
     fn replay(&self) -> Result<Measured> {
         let plan = self.plan(bids::window_topology)?;
         let options = LakeReplay {
-            lake: self.scratch.join("lake").display().to_string(),
+            lake: self.scratch.join("lake").display().to_string().into(),
             late: Late::AsLive,
             late_text: "as-live".into(),
             threads: self.setting.threads,

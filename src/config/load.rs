@@ -61,6 +61,7 @@ fn strip_location(message: &str) -> String {
 mod tests {
     use std::time::Duration;
 
+    use super::super::Secret;
     use super::*;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -94,6 +95,7 @@ registry: {url: 'http://registry:8081'}
 data_dir: /var/lib/headwater
 state: {url: 's3://bucket/state', budget: 1GiB}
 lake: {url: file:///lake}
+s3: {endpoint: 'http://minio:9000', region: eu-west-1, access_key_id: me, secret_access_key: hush, path_style: false}
 http: {listen: 0.0.0.0:80}
 worker: {threads: 4, epoch: 1s, epoch_rows: 10_000, epoch_bytes: 8MiB, checkpoint_interval: 5m}
 ";
@@ -105,6 +107,11 @@ worker: {threads: 4, epoch: 1s, epoch_rows: 10_000, epoch_bytes: 8MiB, checkpoin
         assert_eq!(config.data_dir, Path::new("/var/lib/headwater"));
         assert_eq!((config.state.url.as_deref(), config.state.budget), (Some("s3://bucket/state"), 1 << 30));
         assert_eq!(config.lake.url.as_deref(), Some("file:///lake"));
+        assert_eq!(config.s3.endpoint.as_deref(), Some("http://minio:9000"));
+        assert_eq!((config.s3.region.as_str(), config.s3.path_style), ("eu-west-1", false));
+        assert_eq!(config.s3.access_key_id.as_deref(), Some("me"));
+        assert_eq!(config.s3.secret_access_key.as_ref().map(Secret::reveal), Some("hush"));
+        assert!(!format!("{config:?}").contains("hush"), "secrets are not shown");
         assert_eq!(config.http.listen, "0.0.0.0:80");
         assert_eq!(config.worker.threads, Some(4));
         assert_eq!(config.worker.epoch_rows, 10_000);

@@ -13,6 +13,7 @@ mod load;
 mod scalar;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub state: State,
     pub lake: Lake,
+    pub s3: S3,
     pub http: Http,
     pub worker: Worker,
 }
@@ -70,6 +72,46 @@ pub struct Lake {
     /// `None`: `lake/` in `data_dir`.
     #[serde(deserialize_with = "scalar::optional_text")]
     pub url: Option<String>,
+}
+
+/// How `s3://` URLs are reached, whichever key they stand under.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct S3 {
+    /// `http(s)://host:port` of another S3 than Amazon's.
+    #[serde(deserialize_with = "scalar::optional_text")]
+    pub endpoint: Option<String>,
+    #[serde(deserialize_with = "scalar::text")]
+    pub region: String,
+    #[serde(deserialize_with = "scalar::optional_text")]
+    pub access_key_id: Option<String>,
+    #[serde(deserialize_with = "scalar::optional_secret")]
+    pub secret_access_key: Option<Secret>,
+    /// Of temporary credentials.
+    #[serde(deserialize_with = "scalar::optional_secret")]
+    pub session_token: Option<Secret>,
+    /// The bucket is part of the path, not of the host's name.
+    #[serde(deserialize_with = "scalar::flag")]
+    pub path_style: bool,
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
 }
 
 /// Metrics and health.
@@ -107,6 +149,7 @@ impl Default for Config {
             data_dir: PathBuf::from(".headwater"),
             state: State::default(),
             lake: Lake::default(),
+            s3: S3::default(),
             http: Http::default(),
             worker: Worker::default(),
         }
@@ -116,6 +159,19 @@ impl Default for Config {
 impl Default for State {
     fn default() -> Self {
         Self { url: None, budget: 256 << 20 }
+    }
+}
+
+impl Default for S3 {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: "us-east-1".to_owned(),
+            access_key_id: None,
+            secret_access_key: None,
+            session_token: None,
+            path_style: true,
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de::Error};
 
+use super::Secret;
+
 pub fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     let text = expanded(from)?;
     required(text, "text")
@@ -16,6 +18,19 @@ pub fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
 
 pub fn optional_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     expanded(from)
+}
+
+pub fn optional_secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
+    Ok(expanded(from)?.map(Secret::new))
+}
+
+pub fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    let text = required(expanded(from)?, "true or false")?;
+    match text.trim() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(D::Error::custom(format!("'{other}' is not true or false"))),
+    }
 }
 
 pub fn text_map<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {

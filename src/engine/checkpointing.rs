@@ -3,15 +3,30 @@
 //! Invariant: an exchange is trimmed only below the second-newest copy in the object store (rule R2).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::log::Log;
+use crate::objects::Patience;
 use crate::record::TopicPartition;
+use crate::state::{CheckpointStats, StateError};
 
 use super::machine::Job;
 use super::recovery::{Task, task_name};
 use super::run::Shared;
 use super::slot::Slot;
 use super::{EngineError, Result, lock};
+
+/// Who gives a partition up, or stops, waits this long for a copy on its way; the next owner folds what it lacks.
+const COPY_GRACE: Duration = Duration::from_secs(5);
+/// A worker whose memory is full waits for a copy as long as each of its requests takes no longer than this.
+const REQUEST_GRACE: Duration = Duration::from_secs(10);
+
+/// A checkpoint that is being written and copied beside the epochs.
+pub struct Writing {
+    job: Job<Result<CheckpointStats, StateError>>,
+    /// Of the job, with the object store.
+    patience: Patience,
+}
 
 /// Begins a checkpoint of what has just been committed, if one is due.
 pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut Slot) -> Result<()> {
@@ -20,8 +35,11 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
     let bytes = lock(task.state())?.memory_bytes();
     let over = bytes > budget;
     if over && bytes > 2 * budget && slot.checkpoint.is_some() {
-        // Memory is bounded: wait for the writer rather than fold further.
-        finish_checkpoint(shared, partition, slot, true)?;
+        // Memory is bounded: wait for the writer rather than fold further, but not for a store that hangs.
+        if let Some(writing) = &slot.checkpoint {
+            writing.patience.each_at_most(REQUEST_GRACE);
+        }
+        finish_checkpoint(shared, partition, slot, Wait::ToTheEnd)?;
     }
     let due = shared.since(slot.last_checkpoint) >= interval;
     if slot.checkpoint.is_some() || !(over || due && bytes > 0) {
@@ -30,10 +48,12 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
     slot.last_checkpoint = shared.machine.now();
     let Task::Keyed(task) = &slot.task else { return Ok(()) };
     let writer = lock(task.state())?.begin_checkpoint(task.offset());
-    let (checkpoints, log) = (shared.checkpoints.clone(), Arc::clone(&shared.log));
+    let patience = Patience::new();
+    let checkpoints = shared.checkpoints.as_ref().map(|copies| copies.with_patience(&patience));
+    let log = Arc::clone(&shared.log);
     let (name, fingerprint) = (task_name(partition), shared.plan.fingerprint.clone());
     let partition = partition.clone();
-    slot.checkpoint = Some(Job::start(&*shared.machine, move || {
+    let job = Job::start(&*shared.machine, move || {
         let stats = writer.write()?;
         let Some(checkpoints) = checkpoints else { return Ok(stats) };
         // What is not copied is neither lost nor trimmed; an outage of the object store stops nobody.
@@ -49,7 +69,8 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
             ),
         }
         Ok(stats)
-    }));
+    });
+    slot.checkpoint = Some(Writing { job, patience });
     Ok(())
 }
 
@@ -62,18 +83,38 @@ fn trim(log: &dyn Log, partition: &TopicPartition, copies: &[i64]) {
     }
 }
 
-/// Takes a checkpoint that has been written off the slot; `wait`: also one that is still being written.
+/// What to do about a checkpoint that is still being written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    No,
+    /// For what is durable here; the copy is given up soon.
+    Briefly,
+    ToTheEnd,
+}
+
+/// Gives a copy that is on its way a little time. Of several slots all are hurried first, then waited for.
+pub fn hurry(slot: &Slot) {
+    if let Some(writing) = &slot.checkpoint {
+        writing.patience.at_most(COPY_GRACE);
+    }
+}
+
+/// Takes a checkpoint that has been written off the slot, waiting for it if told to.
 pub fn finish_checkpoint(
     shared: &Shared,
     partition: &TopicPartition,
     slot: &mut Slot,
-    wait: bool,
+    wait: Wait,
 ) -> Result<()> {
-    if !slot.checkpoint.as_ref().is_some_and(|writer| wait || writer.is_finished()) {
+    if !slot.checkpoint.as_ref().is_some_and(|writing| wait != Wait::No || writing.job.is_finished()) {
         return Ok(());
     }
-    let (Some(writer), Task::Keyed(task)) = (slot.checkpoint.take(), &slot.task) else { return Ok(()) };
-    let written = writer
+    if wait == Wait::Briefly {
+        hurry(slot);
+    }
+    let (Some(writing), Task::Keyed(task)) = (slot.checkpoint.take(), &slot.task) else { return Ok(()) };
+    let written = writing
+        .job
         .wait()
         .ok_or_else(|| EngineError::internal(format!("{partition}: writing a checkpoint panicked")))?;
     let mut state = lock(task.state())?;

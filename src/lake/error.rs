@@ -7,7 +7,7 @@ pub type Result<T, E = LakeError> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LakeError {
-    #[error("lake '{url}': {detail}; give a folder, as a path or a file:// URL")]
+    #[error("lake '{url}': {detail}; give a folder, as a path or a file:// URL, or s3://bucket/prefix")]
     Url { url: String, detail: String },
     #[error("lake table '{table}': {detail}")]
     Table { table: String, detail: String },

@@ -40,6 +40,7 @@ pub use table::TableSpec;
 pub use version::{NewVersion, Unpublished};
 pub use writer::{FinishedPart, PartWriter, WriteLimits};
 
+use crate::objects::Location;
 use store::Store;
 use table::Table;
 
@@ -51,9 +52,9 @@ pub struct Lake {
 }
 
 impl Lake {
-    /// Opens a folder, created if missing, by its path or `file://` URL.
-    pub fn open(url: &str) -> Result<Lake> {
-        Ok(Lake { store: Store::open(url)?, limits: WriteLimits::default() })
+    /// Opens a folder, created if missing, by its path or `file://` URL, or a bucket by its `s3://` URL.
+    pub fn open(location: impl Into<Location>) -> Result<Lake> {
+        Ok(Lake { store: Store::open(&location.into())?, limits: WriteLimits::default() })
     }
 
     /// A lake in any object store; `name` is what messages and queries call it.

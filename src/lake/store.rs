@@ -1,5 +1,5 @@
-//! The object store that a lake lies in: the only file that names `object_store`. Callers are synchronous
-//! threads, so every call here blocks until it is done.
+//! The object store that a lake lies in. Callers are synchronous threads, so every call here blocks until it is
+//! done.
 //!
 //! Invariant: an object is either whole or absent; `create` never replaces one.
 //! Invariant: on a local disk, what `create` and `sync` have returned for survives a loss of power.
@@ -12,57 +12,46 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures::TryStreamExt;
-use futures::executor::block_on;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{
-    MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload,
-};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutPayload};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::error::{LakeError, Result, io_kind};
+use crate::objects::{Location, ObjectError, Objects};
 
-/// What is buffered of an upload before it is handed to the store.
-const UPLOAD_PART_BYTES: usize = 1 << 20;
 /// What a sequential read asks for at a time.
 const READ_AHEAD_BYTES: u64 = 64 << 10;
 
 #[derive(Clone)]
 pub(super) struct Store {
-    objects: Arc<dyn ObjectStore>,
-    /// The folder of a lake on a local disk.
-    root: Option<PathBuf>,
-    /// For messages and queries: what a path within the lake is appended to.
-    name: String,
+    objects: Objects,
 }
 
 impl Store {
-    /// Opens a folder, created if missing, by its path or `file://` URL.
-    pub fn open(url: &str) -> Result<Store> {
-        let refuse = |detail: String| LakeError::Url { url: url.to_owned(), detail };
-        let folder = local_folder(url).map_err(refuse)?;
-        fs::create_dir_all(&folder).map_err(|error| LakeError::store("create", &folder, &error))?;
-        let root = fs::canonicalize(&folder).map_err(|error| LakeError::store("open", &folder, &error))?;
-        let objects = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|error| LakeError::store("open", &folder, &error))?
-            .with_automatic_cleanup(true);
-        let name = root.to_str().ok_or_else(|| refuse("the path is not UTF-8".to_owned()))?.to_owned();
-        Ok(Store { objects: Arc::new(objects), root: Some(root), name })
+    /// Opens a folder, created if missing, or a bucket, which must be there.
+    pub fn open(location: &Location) -> Result<Store> {
+        let opened = Objects::open(location).and_then(|objects| objects.check().map(|()| objects));
+        match opened {
+            Ok(objects) => Ok(Store { objects }),
+            Err(ObjectError::Url { url, detail }) => Err(LakeError::Url { url, detail }),
+            Err(error) => Err(LakeError::store("open", &location.url, &error)),
+        }
     }
 
     /// Over any object store; `name` is what messages and queries call it.
-    pub fn over(objects: Arc<dyn ObjectStore>, name: &str) -> Store {
-        Store { objects, root: None, name: name.trim_end_matches('/').to_owned() }
+    pub fn over(store: Arc<dyn ObjectStore>, name: &str) -> Store {
+        Store { objects: Objects::over(store, name) }
     }
 
+    /// What a path within the lake is appended to, in messages and queries.
     pub fn name(&self) -> &str {
-        &self.name
+        self.objects.name()
     }
 
     /// The object's full name, for messages.
     pub fn full(&self, path: &str) -> String {
-        format!("{}/{path}", self.name)
+        format!("{}/{path}", self.name())
     }
 
     fn location(&self, path: &str) -> Result<Path> {
@@ -72,25 +61,22 @@ impl Store {
     /// Creates an object in one step; false if there is one already.
     pub fn create(&self, path: &str, content: &[u8]) -> Result<bool> {
         let location = self.location(path)?;
-        if let Some(root) = &self.root {
+        if let Some(root) = self.objects.folder() {
             return create_durably(root, path, content)
                 .map_err(|error| LakeError::store("create", &self.full(path), &error));
         }
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match block_on(self.objects.put_opts(&location, PutPayload::from(content.to_vec()), options)) {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => Err(LakeError::store("create", &self.full(path), &error)),
-        }
+        self.objects
+            .create(&location, PutPayload::from(content.to_vec()))
+            .map_err(|error| LakeError::store("create", &self.full(path), &error))
     }
 
     /// The object's content; `None` if there is no such object.
     pub fn get(&self, path: &str) -> Result<Option<Bytes>> {
         let location = self.location(path)?;
-        let content = block_on(async { self.objects.get(&location).await?.bytes().await });
-        match content {
+        let get = async { self.objects.store().get(&location).await?.bytes().await };
+        match self.objects.wait(get) {
             Ok(content) => Ok(Some(content)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(ObjectError::NotFound(_)) => Ok(None),
             Err(error) => Err(LakeError::store("read", &self.full(path), &error)),
         }
     }
@@ -98,7 +84,9 @@ impl Store {
     /// The names directly under a folder: (folders, objects).
     pub fn names(&self, folder: &str) -> Result<(Vec<String>, Vec<String>)> {
         let location = self.location(folder)?;
-        let listed = block_on(self.objects.list_with_delimiter(Some(&location)))
+        let listed = self
+            .objects
+            .wait(self.objects.store().list_with_delimiter(Some(&location)))
             .map_err(|error| LakeError::store("list", &self.full(folder), &error))?;
         let last = |path: &Path| path.filename().unwrap_or_default().to_owned();
         let objects = listed.objects.iter().map(|object| last(&object.location)).collect();
@@ -110,33 +98,36 @@ impl Store {
         let location = self.location(folder)?;
         let last = self.location(last)?;
         let failed = |error| LakeError::store("delete", &self.full(folder), &error);
-        block_on(async {
-            let found: Vec<_> = self.objects.list(Some(&location)).try_collect().await?;
+        let store = self.objects.store();
+        let delete = async {
+            let found: Vec<_> = store.list(Some(&location)).try_collect().await?;
             for object in found.iter().filter(|object| object.location != last) {
-                self.objects.delete(&object.location).await?;
+                store.delete(&object.location).await?;
             }
-            self.objects.delete(&last).await
-        })
-        .map_err(failed)
+            store.delete(&last).await
+        };
+        self.objects.wait(delete).map_err(failed)
     }
 
     pub fn delete(&self, path: &str) -> Result<()> {
         let location = self.location(path)?;
-        block_on(self.objects.delete(&location))
+        self.objects
+            .wait(self.objects.store().delete(&location))
             .map_err(|error| LakeError::store("delete", &self.full(path), &error))
     }
 
     /// Starts an object that appears whole when [`Upload::complete`] returns, or never.
     pub fn upload(&self, path: &str) -> Result<Upload> {
         let location = self.location(path)?;
-        let upload = block_on(self.objects.put_multipart_opts(&location, PutMultipartOptions::default()))
-            .map_err(|error| LakeError::store("create", &self.full(path), &error))?;
-        Ok(Upload { upload, buffer: Vec::new(), bytes: 0 })
+        let begin = self.objects.store().put_multipart_opts(&location, PutMultipartOptions::default());
+        let upload =
+            self.objects.wait(begin).map_err(|error| LakeError::store("create", &self.full(path), &error))?;
+        Ok(Upload { objects: self.objects.clone(), upload, buffer: Vec::new(), bytes: 0, complete: false })
     }
 
     /// Waits until these objects and the folders above them are on the disk. A remote store is durable by itself.
     pub fn sync<'a>(&self, paths: impl Iterator<Item = &'a str>) -> Result<()> {
-        let Some(root) = &self.root else { return Ok(()) };
+        let Some(root) = self.objects.folder() else { return Ok(()) };
         let flush = |path: &PathBuf| {
             File::open(path)
                 .and_then(|file| file.sync_all())
@@ -154,41 +145,12 @@ impl Store {
     /// Random access to an object, for the Parquet reader.
     pub fn object(&self, path: &str) -> Result<Object> {
         let location = self.location(path)?;
-        let head = block_on(self.objects.head(&location))
+        let head = self
+            .objects
+            .wait(self.objects.store().head(&location))
             .map_err(|error| LakeError::store("read", &self.full(path), &error))?;
-        Ok(Object { objects: Arc::clone(&self.objects), location, bytes: head.size })
+        Ok(Object { objects: self.objects.clone(), location, bytes: head.size })
     }
-}
-
-/// The folder that a path or a `file://` URL names.
-fn local_folder(url: &str) -> Result<String, String> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return if url.is_empty() { Err("it is empty".to_owned()) } else { Ok(url.to_owned()) };
-    };
-    if scheme != "file" {
-        return Err(format!("{scheme}:// is not supported yet"));
-    }
-    let path = rest.strip_prefix("localhost").unwrap_or(rest);
-    if !path.starts_with('/') {
-        return Err("a file:// URL has three slashes and an absolute path".to_owned());
-    }
-    percent_decode(path).ok_or_else(|| "its %-escapes are not UTF-8".to_owned())
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let escaped = match (first, tail) {
-            (b'%', [high, low, ..]) => std::str::from_utf8(&[*high, *low])
-                .ok()
-                .and_then(|digits| u8::from_str_radix(digits, 16).ok()),
-            _ => None,
-        };
-        bytes.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// Creates a file that is whole and on the disk before it has its name. `LocalFileSystem` links a staged file
@@ -231,18 +193,17 @@ fn folders_above<'a>(
 
 /// An object on its way into the store. Dropped before it is complete, it leaves nothing.
 pub(super) struct Upload {
+    objects: Objects,
     upload: Box<dyn MultipartUpload>,
     buffer: Vec<u8>,
     bytes: u64,
+    complete: bool,
 }
 
 impl Upload {
     fn send(&mut self) -> io::Result<()> {
         let part = std::mem::take(&mut self.buffer);
-        block_on(self.upload.put_part(PutPayload::from(part))).map_err(|error| {
-            let kind = io_kind(&error).unwrap_or(io::ErrorKind::Other);
-            io::Error::new(kind, error)
-        })
+        self.objects.wait(self.upload.put_part(PutPayload::from(part))).map_err(io_error)
     }
 
     /// Makes the object appear; returns its size in bytes.
@@ -250,19 +211,33 @@ impl Upload {
         if !self.buffer.is_empty() {
             self.send()?;
         }
-        block_on(self.upload.complete()).map_err(|error| {
-            let kind = io_kind(&error).unwrap_or(io::ErrorKind::Other);
-            io::Error::new(kind, error)
-        })?;
+        self.objects.wait(self.upload.complete()).map_err(io_error)?;
+        self.complete = true;
         Ok(self.bytes)
     }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // A bucket keeps the parts, and charges for them, until it is told.
+        if !self.complete
+            && self.objects.folder().is_none()
+            && let Err(error) = self.objects.wait(self.upload.abort())
+        {
+            tracing::warn!("parts of an unfinished upload remain in {}: {error}", self.objects.name());
+        }
+    }
+}
+
+fn io_error(error: ObjectError) -> io::Error {
+    io::Error::new(io_kind(&error).unwrap_or(io::ErrorKind::Other), error)
 }
 
 impl Write for Upload {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(data);
         self.bytes += data.len() as u64;
-        if self.buffer.len() >= UPLOAD_PART_BYTES {
+        if self.buffer.len() >= self.objects.part_bytes() {
             self.send()?;
         }
         Ok(data.len())
@@ -276,7 +251,7 @@ impl Write for Upload {
 /// An object that is read in ranges.
 #[derive(Clone)]
 pub(super) struct Object {
-    objects: Arc<dyn ObjectStore>,
+    objects: Objects,
     location: Path,
     bytes: u64,
 }
@@ -286,12 +261,12 @@ impl Object {
         self.bytes
     }
 
-    fn range(&self, start: u64, length: u64) -> Result<Bytes, object_store::Error> {
+    fn range(&self, start: u64, length: u64) -> Result<Bytes, ObjectError> {
         let end = start.saturating_add(length).min(self.bytes);
         if start >= end {
             return Ok(Bytes::new());
         }
-        block_on(self.objects.get_range(&self.location, start..end))
+        self.objects.wait(self.objects.store().get_range(&self.location, start..end))
     }
 }
 

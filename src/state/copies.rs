@@ -14,18 +14,17 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::future::Future;
 use std::ops::ControlFlow;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
-use futures::executor::block_on;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutPayload};
 
 use super::manifest::{Chunk, Manifest, Part, checksum};
 use super::packing::{pack, unpack};
 use super::{Change, Result, StateError, Store};
+use crate::objects::{Location, ObjectError, Objects, Patience};
 
 /// A chunk is closed when it holds this much. A longer value makes a longer chunk.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -34,10 +33,9 @@ const OFFSET_DIGITS: usize = 20;
 /// One topology's checkpoint copies.
 #[derive(Clone)]
 pub struct Checkpoints {
-    objects: Arc<dyn ObjectStore>,
-    /// The folder, where the object store is a local one.
-    folder: Option<PathBuf>,
+    objects: Objects,
     topology: String,
+    /// For messages: the URL as it was given.
     place: String,
 }
 
@@ -52,26 +50,38 @@ pub struct CopyStats {
 }
 
 impl Checkpoints {
-    /// Opens a folder, which is created if need be: a path or a `file://` URL.
-    pub fn open(url_or_path: &str, topology: &str) -> Result<Self> {
-        let place = url_or_path.to_string();
-        let path = url_or_path.strip_prefix("file://").unwrap_or(url_or_path);
-        if path.contains("://") {
-            let detail = "checkpoint copies go to a local folder; other object stores are not built in yet";
-            return Err(StateError::Io { place, detail: detail.to_string() });
-        }
-        let folder = PathBuf::from(path);
-        let io = |error: std::io::Error| StateError::from_error(&place, &error);
-        std::fs::create_dir_all(&folder).map_err(io)?;
-        let folder = folder.canonicalize().map_err(io)?;
-        let objects = LocalFileSystem::new_with_prefix(&folder)
-            .map_err(|error| StateError::from_error(&place, &error))?;
-        Ok(Self { objects: Arc::new(objects), folder: Some(folder), topology: topology.to_string(), place })
+    /// Opens a folder, which is created if need be, or a bucket, of which nothing is asked yet.
+    pub fn open(location: impl Into<Location>, topology: &str) -> Result<Self> {
+        let location = location.into();
+        let place = location.url.clone();
+        let objects = Objects::open(&location).map_err(|error| failed(&place, &error))?;
+        Ok(Self { objects, topology: topology.to_string(), place })
     }
 
     /// Over any object store whose futures need no particular runtime; `place` names it in messages.
     pub fn over(objects: Arc<dyn ObjectStore>, topology: &str, place: &str) -> Self {
-        Self { objects, folder: None, topology: topology.to_string(), place: place.to_string() }
+        let objects = Objects::over(objects, place);
+        Self { objects, topology: topology.to_string(), place: place.to_string() }
+    }
+
+    /// Whether the store can be used. One that does not answer is no error, but a warning for the user: work goes
+    /// on without it, and the log is not trimmed.
+    pub fn check(&self) -> Result<Option<StateError>> {
+        match self.objects.check() {
+            Ok(()) => Ok(None),
+            Err(error @ ObjectError::Unreachable { .. }) => Ok(Some(failed(&self.place, &error))),
+            Err(error) => Err(failed(&self.place, &error)),
+        }
+    }
+
+    /// The same copies for someone whose patience may end.
+    pub fn with_patience(&self, patience: &Patience) -> Self {
+        Self { objects: self.objects.with_patience(patience), ..self.clone() }
+    }
+
+    /// The same copies for someone who can do without them: a store that does not answer soon is not waited for.
+    pub fn hurried(&self) -> Self {
+        Self { objects: self.objects.hurried(), ..self.clone() }
     }
 
     /// The offsets of the task's checkpoints, ascending.
@@ -198,10 +208,10 @@ impl Checkpoints {
     /// Deletes every checkpoint of the topology.
     pub fn clear(&self) -> Result<()> {
         let folder = Path::from(self.topology.as_str());
-        let mut listed = self.wait(self.objects.list(Some(&folder)).try_collect::<Vec<_>>())?;
+        let mut listed = self.wait(self.objects.store().list(Some(&folder)).try_collect::<Vec<_>>())?;
         // Manifests first: a chunk that is missing must not be named by one.
         listed.sort_by_key(|object| object.location.extension() != Some("json"));
-        listed.iter().try_for_each(|object| self.wait(self.objects.delete(&object.location)))
+        listed.iter().try_for_each(|object| self.wait(self.objects.store().delete(&object.location)))
     }
 
     /// The manifest, if it is whole and of this topology.
@@ -255,20 +265,20 @@ impl Checkpoints {
     }
 
     fn wait<T>(&self, future: impl Future<Output = Result<T, Error>>) -> Result<T> {
-        block_on(future).map_err(|error| StateError::from_error(&self.place, &error))
+        self.objects.wait(future).map_err(|error| failed(&self.place, &error))
     }
 
     /// The names of the objects in a task's folder.
     fn names(&self, task: &str) -> Result<Vec<String>> {
         let folder = Path::from_iter([self.topology.as_str(), task]);
-        let listed = self.wait(self.objects.list(Some(&folder)).try_collect::<Vec<_>>())?;
+        let listed = self.wait(self.objects.store().list(Some(&folder)).try_collect::<Vec<_>>())?;
         Ok(listed.iter().filter_map(|object| object.location.filename().map(str::to_string)).collect())
     }
 
     fn get(&self, task: &str, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.path(task, name);
         self.wait(async {
-            match self.objects.get(&path).await {
+            match self.objects.store().get(&path).await {
                 Ok(object) => Ok(Some(object.bytes().await?.to_vec())),
                 Err(Error::NotFound { .. }) => Ok(None),
                 Err(error) => Err(error),
@@ -279,25 +289,22 @@ impl Checkpoints {
     /// Creates an object; false if it was there already.
     fn create(&self, task: &str, name: &str, bytes: Vec<u8>) -> Result<bool> {
         let path = self.path(task, name);
-        let created = self.wait(async {
-            match self.objects.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into()).await {
-                Ok(_) => Ok(true),
-                Err(Error::AlreadyExists { .. }) => Ok(false),
-                Err(error) => Err(error),
-            }
-        })?;
+        let created = self
+            .objects
+            .create(&path, PutPayload::from(bytes))
+            .map_err(|error| failed(&self.place, &error))?;
         self.sync(&path)?;
         Ok(created)
     }
 
     /// Flushes an object of a local folder to disk, and the folders that lead to it.
     fn sync(&self, path: &Path) -> Result<()> {
-        let Some(folder) = &self.folder else { return Ok(()) };
+        let Some(folder) = self.objects.folder() else { return Ok(()) };
         let io = |error: std::io::Error| StateError::from_error(&self.place, &error);
         let mut place = folder.join(FilePath::new(path.as_ref()));
         loop {
             File::open(&place).and_then(|file| file.sync_all()).map_err(io)?;
-            if place == *folder || !place.pop() {
+            if place == folder || !place.pop() {
                 return Ok(());
             }
         }
@@ -306,12 +313,25 @@ impl Checkpoints {
     fn delete(&self, task: &str, name: &str) -> Result<()> {
         let path = self.path(task, name);
         self.wait(async {
-            match self.objects.delete(&path).await {
+            match self.objects.store().delete(&path).await {
                 // Two workers may prune at once.
                 Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
                 Err(error) => Err(error),
             }
         })
+    }
+}
+
+/// What an error of the store means to a user of state.
+fn failed(place: &str, error: &ObjectError) -> StateError {
+    match error {
+        ObjectError::Unreachable { .. } => StateError::Unreachable(error.to_string()),
+        // These name the place themselves.
+        ObjectError::NoBucket { .. }
+        | ObjectError::Denied { .. }
+        | ObjectError::Refused { .. }
+        | ObjectError::Url { .. } => StateError::Refused(error.to_string()),
+        error => StateError::from_error(place, error),
     }
 }
 

@@ -41,6 +41,12 @@ pub enum StateError {
         /// Why the checkpoints that exist could not be used: empty, or `: ` and a list.
         reasons: String,
     },
+    /// The object store does not answer; it may, later.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The object store can't be used as it is configured.
+    #[error("state.url: {0}")]
+    Refused(String),
     #[error("{place}: {detail}")]
     Io { place: String, detail: String },
 }

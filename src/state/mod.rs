@@ -9,7 +9,7 @@
 //! operators ── get/put/scan ──► TaskState: this epoch │ committed since S │ being written │ Store at S
 //!                                                                              └─► Checkpoints (copies)
 //! ```
-//! Architecture invariant: only `sled.rs` and its folder name sled, and only `copies.rs` names the object store, so that
+//! Architecture invariant: only `sled.rs` and its folder name sled, and only `copies.rs` names object stores, so that
 //! either can be replaced without a change elsewhere.
 //! Invariant: nothing that is not committed is ever written to a store (rule R7).
 

@@ -43,9 +43,18 @@ pub fn recover(
         return Ok(Recovered { offset, from: RecoveredFrom::Local, warnings });
     }
     let local = found.filter(|offset| (log_start..=committed).contains(offset));
-    let copies = checkpoints.map_or(Ok(Vec::new()), |checkpoints| checkpoints.list(task))?;
     let mut damaged_seed = false;
-    if let Some(checkpoints) = checkpoints {
+    // A copy could only shorten the fold where there is a local checkpoint.
+    let checkpoints =
+        checkpoints.map(|copies| if local.is_some() { copies.hurried() } else { copies.clone() });
+    let copies = match checkpoints.as_ref().map_or(Ok(Vec::new()), |checkpoints| checkpoints.list(task)) {
+        Err(error @ StateError::Unreachable(_)) if local.is_some() => {
+            warnings.push(error);
+            Vec::new()
+        }
+        copies => copies?,
+    };
+    if let Some(checkpoints) = &checkpoints {
         let newer = |offset: &&i64| {
             (log_start..=committed).contains(*offset) && local.is_none_or(|local| **offset > local)
         };
@@ -64,6 +73,11 @@ pub fn recover(
                 ) => {
                     damaged_seed |= offset == 0 && !matches!(error, StateError::OtherTopology { .. });
                     warnings.push(error);
+                }
+                // The store went away: what lies here will do, if it is still whole.
+                Err(error @ StateError::Unreachable(_)) if local.is_some() && store.offset() == local => {
+                    warnings.push(error);
+                    break;
                 }
                 Err(error) => return Err(error),
             }

@@ -20,6 +20,7 @@ use crate::lake::{
     TableSpec,
 };
 use crate::log::Log;
+use crate::objects::Location;
 use crate::plan::{LakePartition, Late, Plan};
 use crate::record::{Batch, TopicPartition};
 use crate::serve::text;
@@ -79,7 +80,7 @@ pub fn replay_file(
     let data = &config.data_dir;
     let lake = options.lake.clone().or_else(|| config.lake.url.clone());
     let replay = LakeReplay {
-        lake: lake.unwrap_or_else(|| data.join("lake").display().to_string()),
+        lake: Location::new(lake.unwrap_or_else(|| data.join("lake").display().to_string()), &config.s3),
         late,
         late_text: options.late.clone(),
         threads: options.threads.unwrap_or_else(|| config.worker.thread_count()),
@@ -173,7 +174,7 @@ fn print_report(report: &LakeReport, seconds: f64, out: &mut Printer) -> Result<
 
 /// How to replay into a lake. Sizes in bytes.
 pub struct LakeReplay {
-    pub lake: String,
+    pub lake: Location,
     pub late: Late,
     /// As the user wrote it, for the manifests.
     pub late_text: String,

@@ -21,6 +21,7 @@ use super::ToolError;
 use super::dead_letters::Filters;
 use crate::engine::{EngineError, Meta, MetaRecord, OffsetMetadata, TopicNames};
 use crate::log::{Log, LogError, Position};
+use crate::objects::Location;
 use crate::plan::{Plan, StageInput};
 use crate::record::TopicPartition;
 use crate::serve::text;
@@ -108,7 +109,7 @@ pub struct ResetOptions {
     /// As `run` has it: the topology's own folder is in it.
     pub state_dir: PathBuf,
     /// Where `run` copies checkpoints to.
-    pub checkpoints: Option<String>,
+    pub checkpoints: Option<Location>,
     /// The user says that no other machine holds state of the topology.
     pub elsewhere_cleared: bool,
     /// Only say what would be done.
@@ -186,7 +187,7 @@ pub fn apply(plan: &Plan, log: &dyn Log, options: &ResetOptions) -> Result<Reset
     if let (Some(place), false) = (&options.checkpoints, options.elsewhere_cleared) {
         return Err(ResetError::Elsewhere {
             topology: plan.name.to_string(),
-            place: place.clone(),
+            place: place.url.clone(),
             directory: directory.display().to_string(),
         });
     }
@@ -220,8 +221,8 @@ fn begin_anew(
     commit(plan, log, &report.offsets.iter().map(here).collect::<Vec<_>>(), MARK)?;
     log.delete_topics(&report.deleted_topics)?;
     report.deleted_tasks.iter().try_for_each(|task| state.remove(task))?;
-    if let Some(url) = &options.checkpoints {
-        Checkpoints::open(url, &plan.name)?.clear()?;
+    if let Some(location) = &options.checkpoints {
+        Checkpoints::open(location, &plan.name)?.clear()?;
     }
     let names = TopicNames::prepare(plan, log, None)?;
     let mut all = report.offsets.clone();

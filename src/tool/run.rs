@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::engine::{self, Progress, RunOptions, RunReport};
+use crate::objects::Location;
 use crate::plan::{self, Plan, StageInput};
 use crate::serve::{Server, Watched, text};
 
@@ -32,7 +33,8 @@ pub enum End {
 
 /// The engine's settings from the config.
 pub fn options(config: &Config, end: End) -> RunOptions {
-    let copies = config.data_dir.join("checkpoints").display().to_string();
+    let copies = || config.data_dir.join("checkpoints").display().to_string();
+    let copies = Location::new(config.state.url.clone().unwrap_or_else(copies), &config.s3);
     RunOptions {
         threads: config.worker.thread_count(),
         epoch: config.worker.epoch,
@@ -41,7 +43,7 @@ pub fn options(config: &Config, end: End) -> RunOptions {
         checkpoint_interval: config.worker.checkpoint_interval,
         state_budget: config.state.budget as usize,
         state_dir: config.data_dir.join("state"),
-        checkpoints: Some(config.state.url.clone().unwrap_or(copies)),
+        checkpoints: Some(copies),
         until_end: end != End::None,
         close: end == End::Close,
     }
@@ -69,7 +71,7 @@ pub fn run(config: &Config, file: &Path, end: End, out: &mut Printer) -> Result<
         out.line(&format!("topology '{}' runs on {broker} at {}", plan.name, cluster.address))?;
         let keyed = plan.stages.iter().any(|stage| matches!(stage.input, StageInput::Exchange { .. }));
         if keyed && config.state.url.is_none() {
-            out.line("checkpoints stay on this machine; to go on elsewhere set state.url to a folder all machines mount")?;
+            out.line("checkpoints stay on this machine; to go on elsewhere set state.url to a bucket, or a folder all machines mount")?;
         }
         out.flush()?;
     }

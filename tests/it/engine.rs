@@ -57,7 +57,7 @@ fn flights_run_live_verify_and_replay_into_parquet() {
     let options = RunOptions {
         threads: 2,
         state_dir: dir.path().join("state"),
-        checkpoints: Some(dir.path().join("checkpoints").display().to_string()),
+        checkpoints: Some(dir.path().join("checkpoints").display().to_string().into()),
         until_end: true,
         ..RunOptions::default()
     };
@@ -84,7 +84,7 @@ fn flights_run_live_verify_and_replay_into_parquet() {
     let lake = dir.path().join("lake").display().to_string();
     let replay = |late: Late, text: &str| {
         let options = LakeReplay {
-            lake: lake.clone(),
+            lake: lake.as_str().into(),
             late,
             late_text: text.into(),
             threads: 2,

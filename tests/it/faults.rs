@@ -91,7 +91,7 @@ impl Stage {
             epoch: Duration::from_millis(50),
             checkpoint_interval: Duration::from_millis(100),
             state_dir: self.dir.path().join("state"),
-            checkpoints: Some(self.copies().display().to_string()),
+            checkpoints: Some(self.copies().display().to_string().into()),
             until_end: true,
             ..RunOptions::default()
         }

@@ -1,7 +1,7 @@
 //! The lake as a user sees it: folders, files and manifests on a disk.
 
 mod duckdb;
-mod fixtures;
+pub mod fixtures;
 mod full_disk;
 
 use std::fs::{self, File};
@@ -298,7 +298,8 @@ fn lake_file_that_is_not_as_its_manifest_says_is_an_error() {
 fn lake_urls_and_tables_that_cannot_be_are_refused_with_a_reason() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |url: &str| Lake::open(url).err().unwrap().to_string();
-    assert!(refused("s3://bucket/lake").contains("s3:// is not supported yet"));
+    assert!(refused("s3://bucket/lake").contains("s3.access_key_id"));
+    assert!(refused("ftp://host/lake").contains("ftp:// is not supported"));
     assert!(refused("file://relative").contains("three slashes"));
     assert!(refused("").contains("empty"));
     let spaced = folder.path().join("a lake");

@@ -2,18 +2,23 @@
 //! look into a log.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use headwater::config::{S3, Secret};
 use headwater::engine::{Counters, OffsetMetadata};
 use headwater::log::kafka::{KafkaLog, KafkaOptions};
 use headwater::log::{Event, Log, Outgoing};
+use headwater::objects::Location;
 use headwater::record::{OwnedRecord, TopicPartition};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack/kafka");
 const PORT: &str = "19092";
+const S3_SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack/s3");
+const S3_PORT: &str = "19000";
 
 /// The address of a real Kafka; `None`, loudly, where none can be had. `HEADWATER_TEST_KAFKA` names a running
 /// one; else `tests/stack/kafka` starts one, which ends with this process unless it ran before.
@@ -23,33 +28,159 @@ pub fn real_kafka() -> Option<&'static str> {
         if let Ok(address) = std::env::var("HEADWATER_TEST_KAFKA") {
             return Some(address);
         }
-        for tool in ["java", "mvn"] {
-            if Command::new(tool).arg("-version").output().is_err() {
-                eprintln!(
-                    "SKIPPED: no real Kafka without {tool}; set HEADWATER_TEST_KAFKA=host:port to name one"
-                );
-                return None;
-            }
+        if !kafka_can_be_had() {
+            return None;
         }
-        let script = |action: &str| {
-            let mut command = Command::new(SCRIPT);
-            command.arg(action).env("KAFKA_PORT", PORT).stdout(Stdio::null());
-            command
-        };
-        if !script("status").status().unwrap().success() {
-            assert!(script("start").status().unwrap().success(), "{SCRIPT} start failed");
-            // Stops the broker when the pipe closes, however this process ends.
-            let guard = Command::new("sh")
-                .args(["-c", "cat >/dev/null; exec \"$0\" stop >/dev/null", SCRIPT])
-                .env("KAFKA_PORT", PORT)
-                .stdin(Stdio::piped())
-                .spawn()
-                .unwrap();
-            std::mem::forget(guard);
-        }
+        let script = Script { path: SCRIPT, environment: ("KAFKA_PORT", PORT.to_string()) };
+        script.start();
         Some(format!("127.0.0.1:{PORT}"))
     });
     address.as_deref()
+}
+
+/// Whether `tests/stack/kafka` can start one; says so loudly where not.
+pub fn kafka_can_be_had() -> bool {
+    for tool in ["java", "mvn"] {
+        if Command::new(tool).arg("-version").output().is_err() {
+            eprintln!(
+                "SKIPPED: no real Kafka without {tool}; set HEADWATER_TEST_KAFKA=host:port to name one"
+            );
+            return false;
+        }
+    }
+    true
+}
+
+/// One instance of a server that a script of `tests/stack/` runs.
+pub struct Script {
+    path: &'static str,
+    /// Which instance: the variable that names its port.
+    environment: (&'static str, String),
+}
+
+impl Script {
+    pub fn kafka(port: u16) -> Self {
+        Self { path: SCRIPT, environment: ("KAFKA_PORT", port.to_string()) }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.path);
+        command.args(arguments).env(self.environment.0, &self.environment.1);
+        command
+    }
+
+    pub fn runs(&self) -> bool {
+        self.command(&["status"]).stdout(Stdio::null()).status().unwrap().success()
+    }
+
+    /// Starts it unless it runs; one that was started here ends with this process.
+    pub fn start(&self) {
+        if self.runs() {
+            return;
+        }
+        let started = self.command(&["start"]).stdout(Stdio::null()).status().unwrap();
+        assert!(started.success(), "{} start failed", self.path);
+        // Stops the server when the pipe closes, however this process ends.
+        let guard = Command::new("sh")
+            .args(["-c", "cat >/dev/null; exec \"$0\" stop >/dev/null", self.path])
+            .env(self.environment.0, &self.environment.1)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::mem::forget(guard);
+    }
+
+    /// A path that the script's `status` names, e.g. `data`.
+    pub fn path(&self, what: &str) -> PathBuf {
+        let status = self.command(&["status"]).output().unwrap();
+        let text = String::from_utf8(status.stdout).unwrap();
+        let mut words = text.split_whitespace().skip_while(|word| *word != what);
+        PathBuf::from(words.nth(1).unwrap_or_else(|| panic!("no {what} in {text}")))
+    }
+}
+
+/// A real Kafka's listener with TLS and a password.
+pub struct SecureKafka {
+    pub address: String,
+    /// The file with the certificate of whoever signed the broker's.
+    pub authority: String,
+}
+
+/// `None`, loudly, where there is none, or where the program was built without TLS.
+pub fn secure_kafka() -> Option<SecureKafka> {
+    if cfg!(not(feature = "tls")) {
+        eprintln!("SKIPPED: built without TLS; run the tests with --features tls");
+        return None;
+    }
+    if std::env::var("HEADWATER_TEST_KAFKA").is_ok() {
+        eprintln!("SKIPPED: only the Kafka of tests/stack/kafka has a known listener with TLS");
+        return None;
+    }
+    real_kafka()?;
+    let port: u16 = PORT.parse().unwrap();
+    let authority = Script::kafka(port).path("data").with_file_name("tls").join("ca.pem");
+    assert!(authority.exists(), "the Kafka at {PORT} was started by an older script: restart it");
+    Some(SecureKafka {
+        address: format!("127.0.0.1:{}", port + 2),
+        authority: authority.to_str().unwrap().to_owned(),
+    })
+}
+
+/// Where an S3 is, with the keys to it.
+#[derive(Clone, Debug)]
+pub struct TestS3 {
+    pub endpoint: String,
+    pub bucket: String,
+}
+
+impl TestS3 {
+    pub const KEY: &str = "headwater";
+    pub const SECRET: &str = "headwater-secret";
+
+    /// The `s3:` section of a config.
+    pub fn section(&self) -> String {
+        let (key, secret) = (Self::KEY, Self::SECRET);
+        format!("s3: {{endpoint: '{}', access_key_id: {key}, secret_access_key: {secret}}}\n", self.endpoint)
+    }
+
+    pub fn location(&self, prefix: &str) -> Location {
+        let s3 = S3 {
+            endpoint: Some(self.endpoint.clone()),
+            access_key_id: Some(Self::KEY.to_owned()),
+            secret_access_key: Some(Secret::new(Self::SECRET)),
+            ..S3::default()
+        };
+        Location::new(self.url(prefix), &s3)
+    }
+
+    pub fn url(&self, prefix: &str) -> String {
+        format!("s3://{}/{prefix}", self.bucket)
+    }
+}
+
+/// An S3 with a bucket for tests; `None`, loudly, where none can be had. `HEADWATER_TEST_S3` names one as
+/// `http://host:port/bucket` (its keys must be those of `tests/stack/s3`); else that script starts one.
+pub fn test_s3() -> Option<TestS3> {
+    static STARTED: OnceLock<Option<TestS3>> = OnceLock::new();
+    let started = STARTED.get_or_init(|| {
+        if let Ok(named) = std::env::var("HEADWATER_TEST_S3") {
+            let (endpoint, bucket) = named.rsplit_once('/').expect("http://host:port/bucket");
+            return Some(TestS3 { endpoint: endpoint.to_owned(), bucket: bucket.to_owned() });
+        }
+        let script = Script { path: S3_SCRIPT, environment: ("S3_PORT", S3_PORT.to_owned()) };
+        if !script.runs() && !script.path("binary").exists() {
+            eprintln!("SKIPPED: no S3; build one with: tests/stack/s3 install");
+            return None;
+        }
+        if !script.runs() {
+            // Of runs before this one.
+            let _ = std::fs::remove_dir_all(script.path("data"));
+        }
+        script.start();
+        assert!(script.command(&["bucket", "tests"]).status().unwrap().success());
+        Some(TestS3 { endpoint: format!("http://127.0.0.1:{S3_PORT}"), bucket: "tests".to_owned() })
+    });
+    started.clone()
 }
 
 /// The Python that has DuckDB: `HEADWATER_TEST_PYTHON`, or python3; `None`, loudly, where it has not.

@@ -4,19 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms in reading order: a room imports only rooms before it.
-const ROOMS: [&str; 15] = [
-    "config", "record", "time", "broker", "log", "codec", "state", "operator", "plan", "lake", "engine",
-    "connect", "serve", "tool", "cli",
+const ROOMS: [&str; 16] = [
+    "config", "record", "time", "broker", "log", "objects", "codec", "state", "operator", "plan", "lake",
+    "engine", "connect", "serve", "tool", "cli",
 ];
 
 /// Rooms that may import even less than the order allows: (room, all that it may import).
-const NARROWER: [(&str, &[&str]); 8] = [
+const NARROWER: [(&str, &[&str]); 9] = [
     ("record", &[]),
     ("time", &["record"]),
     ("broker", &["record"]),
     ("log", &["record"]),
     ("codec", &["record", "time"]),
-    ("state", &["record", "time"]),
+    ("objects", &["config"]),
+    ("state", &["record", "time", "objects"]),
     ("operator", &["record", "time", "codec", "state"]),
     ("plan", &["record", "time", "codec", "state", "operator", "config"]),
 ];

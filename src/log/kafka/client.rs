@@ -92,7 +92,7 @@ impl Configuration {
         if outcome != sys::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
             return Err(LogError::Other {
                 what: format!("kafka property '{name}'"),
-                detail: format!("{} (the properties are librdkafka's)", text.text()),
+                detail: format!("{} (the properties are librdkafka's){}", text.text(), without_tls(name)),
             });
         }
         Ok(self)
@@ -120,7 +120,9 @@ impl Configuration {
         // SAFETY: the configuration is live, and owned by the client if the call succeeds.
         let raw = unsafe { sys::rd_kafka_new(raw_kind, self.raw, text.as_mut_ptr(), text.len()) };
         let Some(raw) = NonNull::new(raw) else {
-            return Err(LogError::Other { what: "kafka client".into(), detail: text.text() });
+            // Security is the only part of a configuration that is looked at as late as here.
+            let detail = format!("{}{}", text.text(), without_tls("security.protocol"));
+            return Err(LogError::Other { what: "kafka client".into(), detail });
         };
         self.raw = std::ptr::null_mut();
         if kind == Kind::Consumer {
@@ -128,6 +130,17 @@ impl Configuration {
             unsafe { sys::rd_kafka_poll_set_consumer(raw.as_ptr()) };
         }
         Ok(Client { raw, brokers: brokers.to_owned(), context: self.context.clone() })
+    }
+}
+
+/// What to say about a property that only a program with TLS understands.
+fn without_tls(property: &str) -> &'static str {
+    let secure =
+        property.starts_with("ssl.") || property.starts_with("sasl.") || property == "security.protocol";
+    if secure && cfg!(not(feature = "tls")) {
+        "; this program was built without TLS: build it with --features tls"
+    } else {
+        ""
     }
 }
 

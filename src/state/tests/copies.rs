@@ -242,5 +242,8 @@ fn a_copied_folder_is_as_good_as_the_first() {
     let url = format!("file://{}", elsewhere.path().display());
     copied.checkpoints = Checkpoints::open(&url, "flights").unwrap();
     assert_eq!(copied.loaded(10).unwrap(), copied.states[&10]);
-    assert!(Checkpoints::open("s3://bucket/state", "flights").is_err());
+    for (url, why) in [("s3://bucket/state", "s3.access_key_id"), ("gs://bucket", "gs:// is not supported")] {
+        let refused = Checkpoints::open(url, "flights").err().unwrap();
+        assert!(matches!(&refused, StateError::Refused(text) if text.contains(why)), "{refused}");
+    }
 }

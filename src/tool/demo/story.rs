@@ -185,7 +185,7 @@ impl Story<'_> {
 
     fn replay(&mut self, late: Late, late_text: &str) -> Result<Manifest> {
         let options = LakeReplay {
-            lake: self.home.join("lake").display().to_string(),
+            lake: self.home.join("lake").display().to_string().into(),
             late,
             late_text: late_text.to_owned(),
             threads: self.config.worker.thread_count(),
@@ -259,7 +259,7 @@ impl Story<'_> {
     }
 
     fn rows(&self, manifest: &Manifest) -> Result<BTreeMap<Key, Row>> {
-        let lake = Lake::open(&self.home.join("lake").display().to_string())
+        let lake = Lake::open(self.home.join("lake").display().to_string())
             .map_err(crate::tool::replay::ReplayError::from)?;
         let mut rows = BTreeMap::new();
         for batch in lake.read(manifest).map_err(crate::tool::replay::ReplayError::from)? {

@@ -311,7 +311,7 @@ impl<'a> Bench<'a> {
             epoch: way.epoch,
             checkpoint_interval: way.checkpoint_interval,
             state_dir: dir.join("state"),
-            checkpoints: way.copies.then(|| dir.join("copies").display().to_string()),
+            checkpoints: way.copies.then(|| dir.join("copies").display().to_string().into()),
             until_end: true,
             close: way.close,
             ..RunOptions::default()
