@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::record::TopicPartition;
 use crate::state::StateError;
 
-use super::checkpointing::finish_checkpoint;
+use super::checkpointing::{Wait, finish_checkpoint, hurry};
 use super::recovery::Recovery;
 use super::slot::Slot;
 use super::worker::Worker;
@@ -46,8 +46,7 @@ impl Worker {
             recovered => recovered?,
         };
         self.waiting.remove(&partition);
-        let mut slot = Slot::new(&shared, &partition, recovered.task, recovered.version_start)?;
-        slot.ended_told = shared.until_end.as_ref().is_some_and(|until_end| until_end.has(&partition));
+        let slot = Slot::new(&shared, &partition, recovered.task, recovered.version_start)?;
         self.member.start(&partition, slot.offset())?;
         self.report(&partition, &slot);
         self.slots.insert(partition, slot);
@@ -67,10 +66,11 @@ impl Worker {
     }
 
     pub(super) fn give_up(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        partitions.iter().filter_map(|partition| self.slots.get(partition)).for_each(hurry);
         for partition in partitions {
             self.waiting.remove(partition);
             if let Some(mut slot) = self.slots.remove(partition) {
-                finish_checkpoint(&self.shared, partition, &mut slot, true)?;
+                finish_checkpoint(&self.shared, partition, &mut slot, Wait::Briefly)?;
             }
             self.shared.forget(partition);
         }

@@ -4,7 +4,7 @@
 //! version u8 │ kind u8 │ schema fingerprint u64 │ origin │ origin set │ body
 //! origin      length u16, topic, partition i32
 //! origin set  count u16, then as an origin: topic, partition count
-//! body        rows: metadata length u32, Arrow IPC record batch (lz4) │ watermark: i64 │ ended: run u64
+//! body        rows: metadata length u32, Arrow IPC record batch (lz4) │ watermark: i64
 //! ```
 //! All integers are little-endian. A batch carries no schema: both sides have it from the plan, and the
 //! fingerprint says that they mean the same one.
@@ -47,10 +47,6 @@ pub enum Body {
     Rows(RecordBatch),
     Watermark(Micros),
     Idle,
-    /// The origin has come to the end that `run --until-end` set itself.
-    Ended {
-        run: u64,
-    },
 }
 
 /// Writes the messages of one origin to one exchange.
@@ -108,12 +104,6 @@ impl Encoder {
         self.begin(2, self.header.len() + 10)
     }
 
-    pub fn ended(&self, run: u64) -> Vec<u8> {
-        let mut message = self.begin(3, self.header.len() + 18);
-        message.extend(run.to_le_bytes());
-        message
-    }
-
     fn begin(&self, kind: u8, capacity: usize) -> Vec<u8> {
         let mut message = Vec::with_capacity(capacity);
         message.push(VERSION);
@@ -158,7 +148,6 @@ impl Decoder {
             0 => Body::Rows(self.rows(&mut reader)?),
             1 => Body::Watermark(i64::from_le_bytes(reader.array()?)),
             2 => Body::Idle,
-            3 => Body::Ended { run: u64::from_le_bytes(reader.array()?) },
             other => return Err(damaged(format!("it is of kind {other}"))),
         };
         Ok(Message { origin, origin_set, body })
@@ -312,7 +301,6 @@ mod tests {
         let body = |bytes: Vec<u8>| decoder.decode(&bytes).unwrap().body;
         assert!(matches!(body(encoder.watermark(-5)), Body::Watermark(-5)));
         assert!(matches!(body(encoder.idle()), Body::Idle));
-        assert!(matches!(body(encoder.ended(9)), Body::Ended { run: 9 }));
     }
 
     #[test]

@@ -5,27 +5,21 @@
 //!
 //! Invariant: messages are applied in offset order; a watermark is applied where it stands between the rows.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::operator::{SharedState, exchange_schema, open_keys};
 use crate::plan::Plan;
 use crate::planted::{Fault, planted};
-use crate::record::{Batch, Micros, Origin, Run, TopicPartition};
+use crate::record::{Batch, Micros, Run, TopicPartition};
 use crate::time::{OriginSet, WATERMARK_MAX, WATERMARK_MIN};
 
 use super::exchange::{Body, Decoder, Message};
 use super::offsets::OffsetMetadata;
 use super::pipeline::{ExchangePort, Passed, Pipeline, keyed_aggregate};
-use super::run::UntilEnd;
 use super::{EngineError, Outputs, Result, lock};
 
 /// Where the set of origins lies in the state; operators' keys begin with their `state_id`, below 0xFF.
 const ORIGINS_KEY: &[u8] = &[0xFF, b'o'];
-/// Where the marks of `run --until-end` lie: they must survive a move to another worker.
-const ENDED_KEY: &[u8] = &[0xFF, b'e'];
-/// Marks of this many runs are kept; older runs are over.
-const ENDED_RUNS_MAX: usize = 4;
 
 /// Rows that a keyed task has set aside since the topology began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,8 +44,6 @@ pub struct KeyedTask {
     aside_committed: SetAside,
     /// The watermark that the exchanges below have been told.
     told: Option<Micros>,
-    /// Origins that have come to the end a `run --until-end` set itself, by run.
-    ended: Vec<(u64, BTreeSet<(String, i32)>)>,
     passed: Passed,
 }
 
@@ -80,7 +72,6 @@ impl KeyedTask {
             aside,
             aside_committed: aside,
             told: None,
-            ended: Vec::new(),
             passed: Passed::default(),
         };
         task.restore()?;
@@ -110,16 +101,9 @@ impl KeyedTask {
     pub fn is_dirty(&self) -> bool {
         self.offset != self.offset_committed
     }
-    /// Whether the mark of this run, or the end of input, has come from every origin.
-    pub fn has_ended(&self, until_end: &UntilEnd) -> bool {
-        if until_end.close {
-            return self.watermark() == WATERMARK_MAX;
-        }
-        let Some((_, ended)) = self.ended.iter().find(|(marked, _)| *marked == until_end.run) else {
-            return false;
-        };
-        let mark = |origin: &Origin| ended.contains(&(origin.topic.to_string(), origin.partition));
-        !self.origins.is_empty() && self.origins.each().all(|(origin, _)| mark(origin))
+    /// Whether the end of input has come from every origin.
+    pub fn has_ended(&self) -> bool {
+        self.watermark() == WATERMARK_MAX
     }
 
     pub fn step(&mut self, run: &Run, outputs: &mut Outputs) -> Result<()> {
@@ -176,26 +160,12 @@ impl KeyedTask {
             Body::Idle => {
                 self.origins.idle(&message.origin);
             }
-            Body::Ended { run } => {
-                self.mark_ended(run, &message.origin);
-            }
         }
         let watermark = self.origins.watermark();
         if watermark != before {
             self.pipeline.advance(watermark, &mut self.passed)?;
         }
         Ok(())
-    }
-
-    fn mark_ended(&mut self, run: u64, origin: &Origin) {
-        let at = self.ended.iter().position(|(marked, _)| *marked == run).unwrap_or_else(|| {
-            if self.ended.len() == ENDED_RUNS_MAX {
-                self.ended.remove(0);
-            }
-            self.ended.push((run, BTreeSet::new()));
-            self.ended.len() - 1
-        });
-        self.ended[at].1.insert((origin.topic.to_string(), origin.partition));
     }
 
     pub fn skip_to(&mut self, position: i64) {
@@ -212,13 +182,6 @@ impl KeyedTask {
         let mut state = lock(&self.state)?;
         if state.get(ORIGINS_KEY)?.as_deref() != Some(&origins) {
             state.put(ORIGINS_KEY.to_vec(), origins);
-        }
-        if !self.ended.is_empty() {
-            let ended =
-                serde_json::to_vec(&self.ended).map_err(|error| EngineError::internal(error.to_string()))?;
-            if state.get(ENDED_KEY)?.as_deref() != Some(&ended) {
-                state.put(ENDED_KEY.to_vec(), ended);
-            }
         }
         drop(state);
         let watermark = self.watermark();
@@ -281,12 +244,6 @@ impl KeyedTask {
         self.origins = match stored {
             None => OriginSet::new(),
             Some(bytes) => OriginSet::from_bytes(&bytes)
-                .map_err(|error| EngineError::internal(format!("{}: {error}", self.partition)))?,
-        };
-        let ended = lock(&self.state)?.get(ENDED_KEY)?.map(|bytes| bytes.into_owned());
-        self.ended = match ended {
-            None => Vec::new(),
-            Some(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|error| EngineError::internal(format!("{}: {error}", self.partition)))?,
         };
         self.passed.clear();

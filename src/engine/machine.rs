@@ -29,9 +29,6 @@ pub trait Machine: Send + Sync {
 
     /// Under which id it runs: stable over restarts, so that a restart fences its predecessor at once.
     fn instance(&self) -> &str;
-
-    /// A number that no other run has.
-    fn random(&self) -> Result<u64>;
 }
 
 /// Work that was started.
@@ -110,10 +107,6 @@ impl Machine for LocalMachine {
 
     fn instance(&self) -> &str {
         &self.instance
-    }
-
-    fn random(&self) -> Result<u64> {
-        random()
     }
 }
 

@@ -48,6 +48,7 @@ mod run;
 mod simulation;
 mod slot;
 mod topics;
+mod until_end;
 mod versions;
 mod worker;
 
@@ -84,6 +85,21 @@ pub struct Outputs {
 }
 
 impl Outputs {
+    /// Rows that came after their window's retention are named: a replay repairs them.
+    fn report_expired(&self) {
+        for (origin, expired) in &self.expired {
+            tracing::warn!(
+                "state_expired: {} rows of {origin} (offsets {}..={}) came for a window of view '{}' (end {}) that is \
+                 past retention; the next replay repairs it",
+                expired.rows,
+                expired.first_offset,
+                expired.last_offset,
+                expired.view,
+                expired.window_end
+            );
+        }
+    }
+
     fn take_rows(&mut self, passed: &mut Passed) {
         self.sinks.append(&mut passed.sinks);
         self.exchanges.append(&mut passed.exchanges);

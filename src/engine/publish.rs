@@ -18,7 +18,6 @@ use crate::time::WATERMARK_MAX;
 
 use super::exchange::{Encoder, Partitioner};
 use super::pipeline::{ExchangePort, keyed_aggregate};
-use super::run::UntilEnd;
 use super::topics::TopicNames;
 use super::{DeadRecord, EngineError, LateRecord, Outputs, Result};
 
@@ -296,14 +295,10 @@ impl Publisher {
         self.largest_letter = None;
     }
 
-    /// Tells every exchange that this origin has come to the end that the run set itself (rule R10).
-    pub fn publish_end(&mut self, until_end: &UntilEnd, member: &mut dyn Member) -> Result<()> {
+    /// Tells every exchange that this origin has come to its end for good (rule R10).
+    pub fn publish_end(&mut self, member: &mut dyn Member) -> Result<()> {
         for port in &self.ports {
-            let message = match until_end.close {
-                true => port.encoder.watermark(WATERMARK_MAX),
-                false => port.encoder.ended(until_end.run),
-            };
-            port.mark(&message, &mut self.staged);
+            port.mark(&port.encoder.watermark(WATERMARK_MAX), &mut self.staged);
         }
         self.staged.produce(member)
     }

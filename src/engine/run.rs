@@ -2,14 +2,14 @@
 //!
 //! Invariant: nothing is started, and no topic is made, for a topology that is refused.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::log::{Log, MemberOptions};
-use crate::plan::{Plan, StageInput};
+use crate::objects::Location;
+use crate::plan::Plan;
 use crate::record::TopicPartition;
 use crate::state::Checkpoints;
 
@@ -20,6 +20,7 @@ use super::offsets::Counters;
 use super::progress::Progress;
 use super::redriven::Redriven;
 use super::topics::TopicNames;
+use super::until_end::UntilEnd;
 use super::versions::TopologyVersion;
 use super::worker::{Ended, Worker};
 use super::{EngineError, Result};
@@ -38,7 +39,7 @@ pub struct RunOptions {
     /// The state directory of this process.
     pub state_dir: PathBuf,
     /// Where checkpoints are copied to; `None`: this machine only.
-    pub checkpoints: Option<String>,
+    pub checkpoints: Option<Location>,
     /// Read to the ends that the sources have now, commit, and return.
     pub until_end: bool,
     /// With `until_end`: the sources end there for good, so that every window closes.
@@ -73,7 +74,7 @@ pub struct RunReport {
 }
 
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Fenced this often within [`FENCED_WITHIN`]: someone else runs as this instance.
 const FENCED_MAX: usize = 4;
 const FENCED_WITHIN: Duration = Duration::from_secs(60);
@@ -126,7 +127,7 @@ impl Shared {
         let exchanges = names.exchanges.iter().flatten();
         let keyed_partitions = exchanges.map(|topic| names.count(topic) as usize).sum();
         let until_end = match options.until_end {
-            true => Some(UntilEnd::new(plan, &names, &**log, machine.random()?, options.close)?),
+            true => Some(UntilEnd::new(plan, &names, &**log, options.close)?),
             false => None,
         };
         Ok(Self {
@@ -206,53 +207,6 @@ fn new_version(plan: &Plan, meta: Option<&Meta>) -> Result<Option<MetaEntry>> {
     version.entry().map(Some)
 }
 
-/// The ends that `run --until-end` goes to, and who has reached them.
-#[derive(Debug)]
-pub struct UntilEnd {
-    pub run: u64,
-    /// Tasks at their ends send the end-of-input watermark instead of a mark.
-    pub close: bool,
-    ends: BTreeMap<TopicPartition, i64>,
-    /// All partitions that must be done: sources' and exchanges'.
-    all: usize,
-    done: Mutex<BTreeSet<TopicPartition>>,
-}
-
-impl UntilEnd {
-    /// The last stable ends as they are now, tested against positions (rule R10).
-    fn new(plan: &Plan, names: &TopicNames, log: &dyn Log, run: u64, close: bool) -> Result<Self> {
-        let (mut ends, mut all) = (BTreeMap::new(), 0);
-        for (stage, spec) in plan.stages.iter().enumerate() {
-            let topic = names.input_topic(plan, stage);
-            all += names.count(&topic) as usize;
-            if let StageInput::Source(_) = spec.input {
-                for partition in 0..names.count(&topic) {
-                    let partition = TopicPartition::new(Arc::clone(&topic), partition);
-                    let end = log.bounds(&partition)?.end;
-                    ends.insert(partition, end);
-                }
-            }
-        }
-        Ok(Self { run, close, ends, all, done: Mutex::default() })
-    }
-
-    pub fn reached(&self, partition: &TopicPartition, position: i64) -> bool {
-        self.ends.get(partition).is_some_and(|&end| position >= end)
-    }
-    pub fn done(&self, partition: &TopicPartition) {
-        self.lock().insert(partition.clone());
-    }
-    pub fn has(&self, partition: &TopicPartition) -> bool {
-        self.lock().contains(partition)
-    }
-    pub fn is_done(&self) -> bool {
-        self.lock().len() == self.all
-    }
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<TopicPartition>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Runs a topology until `stop` is set, or to its end with `until_end`. `progress` can be watched meanwhile.
 pub fn run(
     plan: &Arc<Plan>,
@@ -264,9 +218,12 @@ pub fn run(
     let meta = admit(plan, &**log)?;
     let machine = Arc::new(LocalMachine::open(&options.state_dir.join(&*plan.name))?);
     let checkpoints = match &options.checkpoints {
-        Some(url) => Some(Arc::new(Checkpoints::open(url, &plan.name)?)),
+        Some(location) => Some(Arc::new(Checkpoints::open(location, &plan.name)?)),
         None => None,
     };
+    if let Some(away) = checkpoints.as_ref().map_or(Ok(None), |checkpoints| checkpoints.check())? {
+        tracing::warn!("checkpoints stay on this machine until their copies can be written: {away}");
+    }
     let process = Process { machine, checkpoints, progress: progress.clone(), stop: Arc::clone(stop) };
     let shared = Arc::new(Shared::open(plan, log, options, meta.as_ref(), process)?);
     // Dropped at the end, which ends it.

@@ -9,13 +9,13 @@ use crate::log::Position;
 use crate::plan::Plan;
 use crate::planted::{Fault, planted};
 use crate::record::{Run, TopicPartition};
-use crate::state::{CheckpointStats, StateError};
 
-use super::machine::Job;
+use super::checkpointing::Writing;
 use super::progress::{TaskProgress, TaskRole};
 use super::publish::Publisher;
 use super::recovery::Task;
-use super::run::{Shared, UntilEnd};
+use super::run::Shared;
+use super::until_end::UntilEnd;
 use super::versions::VersionStart;
 use super::{Outputs, Result, lock};
 
@@ -27,9 +27,11 @@ pub struct Slot {
     pub paused: bool,
     pub last_record: Instant,
     pub last_checkpoint: Instant,
-    pub checkpoint: Option<Job<Result<CheckpointStats, StateError>>>,
-    /// The end that `run --until-end` set itself is reached and told.
+    pub checkpoint: Option<Writing>,
+    /// The end of input is told: of a run that ends the topology for good.
     pub ended_told: bool,
+    /// … in a transaction that is committed.
+    pub end_committed: bool,
     /// This version of the topology begins here: to be written in the transaction of the first commit.
     pub version_start: Option<VersionStart>,
     version: String,
@@ -57,6 +59,7 @@ impl Slot {
             last_checkpoint: now,
             checkpoint: None,
             ended_told: false,
+            end_committed: false,
             version_start,
             version: shared.plan.version.clone(),
         })
@@ -90,11 +93,11 @@ impl Slot {
         }
     }
 
-    /// Whether the task has come to the end that `run --until-end` set.
+    /// Whether the task has come to its end in a run that goes to one.
     pub fn at_end(&self, partition: &TopicPartition, until_end: &UntilEnd) -> bool {
         match &self.task {
             Task::Ingest(task) => until_end.reached(partition, task.offset()),
-            Task::Keyed(task) => task.has_ended(until_end),
+            Task::Keyed(task) => task.has_ended(),
         }
     }
 

@@ -19,10 +19,10 @@ use crate::log::{CommitError, Event, Fence, LogError, Member, Outgoing};
 use crate::planted::{Fault, planted};
 use crate::record::{Run, TopicPartition};
 
-use super::checkpointing::{begin_checkpoint, finish_checkpoint};
+use super::checkpointing::{Wait, begin_checkpoint, finish_checkpoint, hurry};
 use super::meta::MetaEntry;
 use super::recovery::Task;
-use super::run::Shared;
+use super::run::{Shared, TRANSACTION_TIMEOUT};
 use super::slot::Slot;
 use super::versions::VersionStart;
 use super::{EngineError, Outputs, Result};
@@ -68,7 +68,6 @@ pub struct Worker {
     last_commit: Instant,
     /// Epochs that were aborted since the last commit.
     aborts: u32,
-    done_since: Option<Instant>,
     outputs: Outputs,
 }
 
@@ -84,7 +83,6 @@ impl Worker {
             events: VecDeque::new(),
             last_commit: shared.machine.now(),
             aborts: 0,
-            done_since: None,
             outputs: Outputs::default(),
             shared: Arc::clone(shared),
         })
@@ -109,7 +107,7 @@ impl Worker {
     fn end(&mut self, ended: &Result<Ended>) -> Result<()> {
         match ended {
             Ok(Ended::Stopped) => {
-                self.finish_checkpoints(true)?;
+                self.finish_checkpoints(Wait::Briefly)?;
                 for (partition, slot) in &self.slots {
                     if let Task::Keyed(task) = &slot.task {
                         self.shared.progress.open_windows(partition, task.open_windows()?);
@@ -123,7 +121,7 @@ impl Worker {
                 if self.epoch.take().is_some() {
                     let _ = self.member.abort();
                 }
-                let finished = self.finish_checkpoints(true);
+                let finished = self.finish_checkpoints(Wait::Briefly);
                 for partition in self.slots.keys() {
                     self.shared.forget(partition);
                 }
@@ -144,14 +142,9 @@ impl Worker {
             let ended = if self.epoch.is_some() { self.commit()? } else { None };
             return Ok(Some(ended.unwrap_or(Ended::Stopped)));
         }
-        if self.is_done() {
-            if self.moved_past_markers() {
-                self.begin()?;
-                if let Some(ended) = self.commit()? {
-                    return Ok(Some(ended));
-                }
-            }
-            return Ok(Some(Ended::Stopped));
+        if self.is_done()? {
+            let ended = if self.epoch.is_some() { self.commit()? } else { None };
+            return Ok(Some(ended.unwrap_or(Ended::Stopped)));
         }
         if self.events.is_empty() {
             self.events.extend(self.member.poll(self.poll_timeout())?);
@@ -174,19 +167,21 @@ impl Worker {
         self.watch_drift()?;
         self.watch_until_end()?;
         self.watch_markers()?;
-        self.finish_checkpoints(false)?;
+        self.finish_checkpoints(Wait::No)?;
         if self.is_due() { self.commit() } else { Ok(None) }
     }
 
-    /// Every partition has come to the end that `run --until-end` set, and the exchanges are read to theirs.
-    fn is_done(&mut self) -> bool {
-        if !self.shared.until_end.as_ref().is_some_and(|until_end| until_end.is_done()) {
-            return false;
+    /// The topology is where `run --until-end` goes to. Nobody asks before what is here is there.
+    fn is_done(&mut self) -> Result<bool> {
+        let Some(until_end) = &self.shared.until_end else { return Ok(false) };
+        let is_before = |(partition, slot): (&TopicPartition, &Slot)| {
+            slot.is_dirty() || until_end.is_before(partition, slot.offset())
+        };
+        // A crashed member's offsets may have to be waited for, longer than an open transaction lives.
+        if until_end.is_done() || self.epoch.is_some() || self.slots.iter().any(is_before) {
+            return Ok(until_end.is_done());
         }
-        let since = *self.done_since.get_or_insert_with(|| self.shared.machine.now());
-        let keyed = |slot: &Slot| matches!(slot.task, Task::Keyed(_));
-        let at_ends = self.slots.values().all(|slot| slot.caught_up || !keyed(slot));
-        self.epoch.is_none() && (at_ends || self.shared.since(since) > SETTLE)
+        until_end.look(&*self.shared.log, &self.shared.names, self.shared.machine.now())
     }
 
     fn moved_past_markers(&self) -> bool {
@@ -197,11 +192,9 @@ impl Worker {
     /// quiet. Such an epoch writes no record, so it makes no marker that would have to be passed.
     fn watch_markers(&mut self) -> Result<()> {
         let quiet = self.slots.values().all(|slot| slot.caught_up);
-        if self.epoch.is_none()
-            && quiet
-            && self.shared.since(self.last_commit) > SETTLE
-            && self.moved_past_markers()
-        {
+        // A run to the end ends by such positions, so it takes no time over them.
+        let settled = self.shared.until_end.is_some() || self.shared.since(self.last_commit) > SETTLE;
+        if self.epoch.is_none() && quiet && settled && self.moved_past_markers() {
             return self.begin();
         }
         Ok(())
@@ -219,7 +212,9 @@ impl Worker {
     fn is_due(&self) -> bool {
         let settings = &self.shared.settings;
         self.epoch.as_ref().is_some_and(|epoch| {
-            self.shared.since(epoch.began) >= settings.epoch
+            // One that only moves positions past markers gathers nothing by waiting, and a run to its end waits for it.
+            let bare = epoch.records == 0 && self.shared.until_end.is_some();
+            bare || self.shared.since(epoch.began) >= settings.epoch
                 || epoch.records >= settings.epoch_rows
                 || epoch.bytes >= settings.epoch_bytes
         })
@@ -295,7 +290,7 @@ impl Worker {
         slot.last_record = self.shared.machine.now();
         slot.step(run, &mut self.outputs)?;
         let warned = std::mem::take(&mut self.outputs.warned);
-        report_expired(&self.outputs);
+        self.outputs.report_expired();
         slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
         if let Some(epoch) = &mut self.epoch {
             epoch.records += run.records.len() as u64;
@@ -314,7 +309,7 @@ impl Worker {
             Err(Failure::Engine(error)) => Err(error),
             Err(Failure::Commit(CommitError::Aborted(why))) => self.roll_back(&why),
             Err(Failure::Commit(CommitError::Refused(error))) => Err(self.named(error)),
-            Err(Failure::Commit(CommitError::Fenced(why))) => Ok(Some(Ended::Fenced(why))),
+            Err(Failure::Commit(CommitError::Fenced(why))) => Ok(Some(self.fenced(self.epoch.as_ref(), why))),
             Err(Failure::Commit(error @ CommitError::Unknown(_))) => {
                 Ok(Some(Ended::Rejoin(error.to_string())))
             }
@@ -324,16 +319,16 @@ impl Worker {
     fn try_commit(&mut self) -> Result<(), Failure> {
         let began = self.shared.machine.now();
         let mut offsets = Vec::new();
-        let until_end = self.shared.until_end.as_ref();
+        let closing = self.shared.until_end.as_ref().filter(|until_end| until_end.close);
         for (partition, slot) in &mut self.slots {
             slot.flush(&mut self.outputs)?;
-            let at_end = until_end.is_some_and(|until_end| slot.at_end(partition, until_end));
-            let told_now = at_end && !slot.ended_told;
+            let told_now =
+                closing.is_some_and(|until_end| slot.at_end(partition, until_end)) && !slot.ended_told;
             let told = self.outputs.watermark.is_some() || self.outputs.idle;
             let dirty = slot.is_dirty() || told_now || told;
             slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
-            if let (true, Some(until_end)) = (told_now, until_end) {
-                slot.publisher.publish_end(until_end, &mut *self.member)?;
+            if told_now {
+                slot.publisher.publish_end(&mut *self.member)?;
                 slot.ended_told = true;
             }
             if dirty {
@@ -373,9 +368,7 @@ impl Worker {
         self.shared.progress.committed(self.shared.since(began).as_secs_f64());
         for (partition, slot) in &mut self.slots {
             slot.commit(offsets.iter().any(|(sent, _)| sent == partition))?;
-            if let (true, Some(until_end)) = (slot.ended_told, until_end) {
-                until_end.done(partition);
-            }
+            slot.end_committed = slot.ended_told;
         }
         for (partition, slot) in &self.slots {
             self.report(partition, slot);
@@ -390,12 +383,26 @@ impl Worker {
     fn failed(&mut self, error: LogError) -> Result<Option<Ended>> {
         match error {
             LogError::Abort(why) => self.roll_back(&why),
-            LogError::Fenced(why) => Ok(Some(Ended::Fenced(why))),
+            LogError::Fenced(why) => Ok(Some(self.fenced(self.epoch.as_ref(), why))),
             // One that stood still may learn of what others did to its partitions before it learns that it lost them.
             LogError::OutOfRange { partition, start, .. } if self.is_anothers(&partition, start)? => {
                 Ok(Some(Ended::Rejoin(format!("{partition} was read on by another member"))))
             }
             error => Err(self.named(error)),
+        }
+    }
+
+    /// Who is fenced was replaced by another, unless its own transaction was open for longer than Kafka allows: then
+    /// Kafka has ended it in its name.
+    fn fenced(&self, epoch: Option<&Epoch>, why: String) -> Ended {
+        match epoch.map(|epoch| self.shared.since(epoch.began)) {
+            Some(open) if open >= TRANSACTION_TIMEOUT => Ended::Rejoin(format!(
+                "its transaction was open for {} s, and Kafka ends one after {} s (was this process or the broker \
+                 stopped, or is the machine overloaded?): {why}",
+                open.as_secs(),
+                TRANSACTION_TIMEOUT.as_secs()
+            )),
+            _ => Ended::Fenced(why),
         }
     }
 
@@ -423,19 +430,18 @@ impl Worker {
         }
         self.shared.progress.aborted();
         self.outputs.clear();
-        self.epoch = None;
+        let epoch = self.epoch.take();
         // What was read before goes on from before: it will be read again.
         self.events.retain(|event| !matches!(event, Event::Run(_) | Event::End { .. }));
         match self.member.abort() {
             Ok(()) => {}
-            Err(LogError::Fenced(why)) => return Ok(Some(Ended::Fenced(why))),
+            Err(LogError::Fenced(why)) => return Ok(Some(self.fenced(epoch.as_ref(), why))),
             Err(error) => return Ok(Some(Ended::Rejoin(error.to_string()))),
         }
-        let until_end = self.shared.until_end.as_ref();
         for (partition, slot) in &mut self.slots {
             let offset = slot.abort()?;
             slot.caught_up = false;
-            slot.ended_told = until_end.is_some_and(|until_end| until_end.has(partition));
+            slot.ended_told = slot.end_committed;
             match self.member.start(partition, offset) {
                 Err(LogError::Fenced(why)) => return Ok(Some(Ended::Fenced(why))),
                 started => started?,
@@ -485,13 +491,18 @@ impl Worker {
 
     /// An end that is reached without a record to commit needs an epoch of its own to be told in.
     fn watch_until_end(&mut self) -> Result<()> {
-        let Some(until_end) = &self.shared.until_end else { return Ok(()) };
+        let Some(until_end) = self.shared.until_end.as_ref().filter(|until_end| until_end.close) else {
+            return Ok(());
+        };
         let pending =
             self.slots.iter().any(|(partition, slot)| !slot.ended_told && slot.at_end(partition, until_end));
         if pending { self.begin() } else { Ok(()) }
     }
 
-    fn finish_checkpoints(&mut self, wait: bool) -> Result<()> {
+    fn finish_checkpoints(&mut self, wait: Wait) -> Result<()> {
+        if wait == Wait::Briefly {
+            self.slots.values().for_each(hurry);
+        }
         for (partition, slot) in &mut self.slots {
             finish_checkpoint(&self.shared, partition, slot, wait)?;
         }
@@ -523,20 +534,5 @@ enum Failure {
 impl<E: Into<EngineError>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Engine(error.into())
-    }
-}
-
-/// Rows that came after their window's retention are named: a replay repairs them.
-fn report_expired(outputs: &Outputs) {
-    for (origin, expired) in &outputs.expired {
-        tracing::warn!(
-            "state_expired: {} rows of {origin} (offsets {}..={}) came for a window of view '{}' (end {}) that is \
-             past retention; the next replay repairs it",
-            expired.rows,
-            expired.first_offset,
-            expired.last_offset,
-            expired.view,
-            expired.window_end
-        );
     }
 }

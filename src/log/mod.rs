@@ -124,6 +124,8 @@ pub trait Log: Send + Sync {
     /// The topic's configuration, defaults included.
     fn topic_config(&self, topic: &str) -> Result<BTreeMap<String, String>>;
     fn bounds(&self, partition: &TopicPartition) -> Result<Bounds>;
+    /// The ends of all that is written, whether its transactions are decided or not: at or above [`Bounds::end`].
+    fn written_ends(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>>;
     /// The first offset whose timestamp is at or after `timestamp_ms`; `None` past the end.
     fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>>;
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>>;

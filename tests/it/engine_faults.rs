@@ -66,6 +66,9 @@ impl Log for ScriptedLog {
     fn bounds(&self, partition: &TopicPartition) -> Result<Bounds> {
         self.inner.bounds(partition)
     }
+    fn written_ends(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
+        self.inner.written_ends(partitions)
+    }
     fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
         self.inner.offset_at(partition, timestamp_ms)
     }

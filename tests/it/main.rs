@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 mod broker;
+mod chaos;
 mod cli;
 mod deploy;
 mod docs;
@@ -17,6 +18,8 @@ mod log_conformance;
 mod oracle;
 mod project;
 mod redrive;
+mod s3;
 mod support;
 mod tidy;
+mod tls;
 mod versions;

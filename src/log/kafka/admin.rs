@@ -125,6 +125,49 @@ impl Admin {
         Ok(Bounds { start, end })
     }
 
+    pub fn written_ends(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
+        /// Kafka's name for the end, where a timestamp stands.
+        const LATEST: i64 = -1;
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let latest: Vec<_> = partitions.iter().map(|partition| (partition.clone(), LATEST)).collect();
+        let list = PartitionList::with_offsets(&latest)?;
+        let what = "ends of partitions";
+        let answer = self.request(
+            Operation::RD_KAFKA_ADMIN_OP_LISTOFFSETS,
+            what,
+            REQUEST_TIMEOUT,
+            // SAFETY: options, list and queue are live for the call, which copies the list.
+            |ask| unsafe {
+                let refused = sys::rd_kafka_AdminOptions_set_isolation_level(
+                    ask.options,
+                    sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED,
+                );
+                debug_assert!(refused.is_null(), "the option belongs to this request");
+                sys::rd_kafka_ListOffsets(ask.client, list.raw(), ask.options, ask.queue);
+            },
+        )?;
+        let mut found = BTreeMap::new();
+        // SAFETY: the event is live and of this kind; it holds `count` results with a partition each.
+        unsafe {
+            let mut count = 0;
+            let result = sys::rd_kafka_event_ListOffsets_result(answer.0);
+            let infos = sys::rd_kafka_ListOffsets_result_infos(result, &mut count);
+            for i in 0..count {
+                let info = &*sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(i));
+                let partition = TopicPartition::new(text_of(info.topic), info.partition);
+                self.client.check(info.err, &format!("end of {partition}"))?;
+                found.insert(partition, info.offset);
+            }
+        }
+        let missing = |partition: &TopicPartition| LogError::Other {
+            what: what.to_owned(),
+            detail: format!("the cluster said nothing of {partition}"),
+        };
+        partitions.iter().map(|p| found.get(p).copied().ok_or_else(|| missing(p))).collect()
+    }
+
     pub fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
         self.require(partition)?;
         // Negative timestamps are Kafka's special offsets.

@@ -36,6 +36,10 @@ impl Message {
     pub fn offset(&self) -> i64 {
         self.raw().offset
     }
+    /// Of its key and value.
+    pub fn bytes(&self) -> usize {
+        self.raw().len + self.raw().key_len
+    }
     pub fn partition(&self) -> i32 {
         self.raw().partition
     }

@@ -189,6 +189,9 @@ impl Log for KafkaLog {
     fn bounds(&self, partition: &TopicPartition) -> Result<Bounds> {
         self.admin.bounds(partition)
     }
+    fn written_ends(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
+        self.admin.written_ends(partitions)
+    }
     fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
         self.admin.offset_at(partition, timestamp_ms)
     }

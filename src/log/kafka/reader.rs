@@ -18,8 +18,12 @@ use super::messages::{Message, Messages};
 use crate::log::{Event, LogError, Reader, Result};
 use crate::record::{Run, TopicPartition};
 
-/// The most messages of one poll.
+/// The most messages of one poll, …
 const BATCH: usize = 4096;
+/// … taken in such steps until they hold so much: an exchange's messages are a thousand times a record's size, and
+/// who polled them must be done with them well within a transaction's time.
+const STEP: usize = 64;
+const BATCH_BYTES: usize = 4 << 20;
 /// How long librdkafka may take to move a partition's fetcher.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -117,20 +121,31 @@ impl Consumer {
     /// Waits for the first message, then takes what is there: a batch call with a timeout returns only when
     /// the batch is full or the time is over.
     fn consume(&mut self, timeout: Duration) -> Vec<Message> {
-        let mut raw: Vec<*mut sys::rd_kafka_message_t> = vec![std::ptr::null_mut(); 1];
-        // SAFETY: a live queue and as many slots as are named; each message that is handed over is owned here.
-        unsafe {
-            let first =
-                sys::rd_kafka_consume_batch_queue(self.queue.raw, millis(timeout), raw.as_mut_ptr(), 1);
-            if first < 1 {
-                return Vec::new();
+        let mut messages = Vec::new();
+        let mut bytes = 0;
+        let (mut wanted, mut wait) = (1, timeout);
+        while messages.len() < BATCH && bytes < BATCH_BYTES {
+            let mut raw: Vec<*mut sys::rd_kafka_message_t> = vec![std::ptr::null_mut(); wanted];
+            // SAFETY: a live queue and as many slots as are named; each message handed over is owned here.
+            let step: Vec<Message> = unsafe {
+                let found = sys::rd_kafka_consume_batch_queue(
+                    self.queue.raw,
+                    millis(wait),
+                    raw.as_mut_ptr(),
+                    raw.len(),
+                );
+                raw.truncate(usize::try_from(found).unwrap_or(0));
+                raw.into_iter().filter_map(|raw| Message::from_raw(raw)).collect()
+            };
+            let is_last = step.len() < wanted;
+            bytes += step.iter().map(Message::bytes).sum::<usize>();
+            messages.extend(step);
+            if is_last {
+                break;
             }
-            raw.resize(BATCH, std::ptr::null_mut());
-            let more =
-                sys::rd_kafka_consume_batch_queue(self.queue.raw, 0, raw.as_mut_ptr().add(1), BATCH - 1);
-            raw.truncate(1 + usize::try_from(more).unwrap_or(0));
-            raw.into_iter().filter_map(|raw| Message::from_raw(raw)).collect()
+            (wanted, wait) = (STEP, Duration::ZERO);
         }
+        messages
     }
 
     fn events(&mut self, batch: Batch) -> Vec<Event> {

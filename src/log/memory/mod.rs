@@ -282,6 +282,11 @@ impl Log for MemoryLog {
         Ok(self.cluster().partition(partition)?.bounds())
     }
 
+    fn written_ends(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
+        let mut cluster = self.cluster();
+        partitions.iter().map(|partition| Ok(cluster.partition(partition)?.end())).collect()
+    }
+
     fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
         Ok(self.cluster().partition(partition)?.offset_at(timestamp_ms))
     }

@@ -27,7 +27,7 @@ pub(super) struct Partition {
 }
 
 impl Partition {
-    fn end(&self) -> i64 {
+    pub fn end(&self) -> i64 {
         self.start + self.entries.len() as i64
     }
 
