@@ -28,10 +28,10 @@ const LOOK: Duration = Duration::from_millis(10);
 const CONFIG: &str = "worker: {threads: 2, epoch: 40ms, checkpoint_interval: 200ms}\n";
 
 /// xorshift64*: a seed repeats a test's moments, as far as a machine allows.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -40,10 +40,10 @@ impl Dice {
 }
 
 /// Says how to repeat what has just failed.
-struct Seed(u64);
+pub struct Seed(pub u64);
 
 impl Seed {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let given = std::env::var("HEADWATER_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         Self(given.unwrap_or(now.as_nanos() as u64 | 1))

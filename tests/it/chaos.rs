@@ -1,0 +1,473 @@
+//! Everything at once, on a real Kafka of its own: one to three processes of a topology that join, leave, are killed
+//! and stalled while records pour in, a broker that is killed and stalled, a machine that loses its state; and
+//! afterwards every topic is as if nothing had happened.
+//!
+//! The same records are read by a second topology once all is quiet: its results are what is expected. The long form
+//! is run by `tests/stack/chaos`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use headwater::log::{Log, Outgoing, TopicSpec};
+use headwater::record::TopicPartition;
+
+use crate::kill::{Dice, Seed};
+use crate::project::{Project, Running};
+use crate::support::{
+    Script, assert_no_open_transaction, connect, counters, kafka_can_be_had, letters, read_topic, test_s3,
+    unique, until, within,
+};
+
+const PORT: u16 = 19192;
+const PARTITIONS: i32 = 4;
+const MACHINES: usize = 3;
+/// Beyond the session's 10 s and the transaction's 15 s.
+const STALL: Duration = Duration::from_secs(17);
+/// After the last fault: sessions and transactions of the dead time out, and what is left is read.
+const SETTLE_MAX: Duration = Duration::from_secs(180);
+
+/// How much of everything.
+struct Storm {
+    records: usize,
+    kills: usize,
+    broker_kills: usize,
+    stalls: usize,
+    broker_stalls: usize,
+    /// A machine joins, or one leaves.
+    moves: usize,
+    losses: usize,
+    in_bucket: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    Kill,
+    KillBroker,
+    Stall,
+    StallBroker,
+    Move,
+    LoseState,
+}
+
+impl Storm {
+    fn blows(&self, dice: &mut Dice) -> Vec<Blow> {
+        let mut blows = Vec::new();
+        for (count, blow) in [
+            (self.kills, Blow::Kill),
+            (self.broker_kills, Blow::KillBroker),
+            (self.stalls, Blow::Stall),
+            (self.broker_stalls, Blow::StallBroker),
+            (self.moves, Blow::Move),
+            (self.losses, Blow::LoseState),
+        ] {
+            blows.extend(std::iter::repeat_n(blow, count));
+        }
+        for last in (1..blows.len()).rev() {
+            blows.swap(last, dice.below(last as u64 + 1) as usize);
+        }
+        blows
+    }
+}
+
+fn topology(name: &str, source: &str) -> String {
+    format!(
+        "name: {name}
+sources:
+  events:
+    topic: {source}
+    format: json
+    columns: {{id: bigint, key: varchar, amount: bigint, at: timestamp}}
+    event_time: at
+    watermark: {{out_of_orderness: 90s, idle_after: 1d}}
+checks:
+  events:
+    - {{name: positive, expect: amount >= 0}}
+views:
+  per_minute: |
+    select window_start, window_end, key, count(*) as n, sum(amount) as total
+    from tumble(events, at, interval '1 minute')
+    group by window_start, window_end, key
+  large: |
+    select id, key, amount from events where amount > 800
+sinks:
+  per_minute:
+    topic: {{name: {name}.per_minute, format: json, key: [key, window_start]}}
+  large:
+    topic: {{name: {name}.large, format: json, key: [id]}}
+"
+    )
+}
+
+/// A record's value: event times go on by a fiftieth of a second, some are too late, some amounts too small.
+fn value(dice: &mut Dice, id: usize) -> String {
+    let day = chrono::DateTime::from_timestamp(1_704_067_200, 0).unwrap();
+    let back = if dice.below(50) == 0 { dice.below(180_000) } else { dice.below(60_000) };
+    let at = day + chrono::TimeDelta::milliseconds(200_000 + id as i64 * 20 - back as i64);
+    let (key, amount) = (dice.below(200), dice.below(1_020) as i64 - 20);
+    let at = at.format("%Y-%m-%dT%H:%M:%S%.3fZ");
+    format!(r#"{{"id":{id},"key":"k{key}","amount":{amount},"at":"{at}"}}"#)
+}
+
+/// Produces in the background, as many as it is allowed.
+struct Feed {
+    allowed: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+impl Feed {
+    fn start(log: &Arc<dyn Log>, topic: &str, records: usize, seed: u64) -> Self {
+        let allowed = Arc::new(AtomicUsize::new(0));
+        let (log, topic, limit) = (Arc::clone(log), topic.to_owned(), Arc::clone(&allowed));
+        let thread = std::thread::spawn(move || {
+            let mut producer = log.producer().unwrap();
+            let mut dice = Dice(seed);
+            for id in 0..records {
+                while limit.load(Ordering::SeqCst) <= id {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let to = TopicPartition::new(topic.as_str(), (id % PARTITIONS as usize) as i32);
+                let value = value(&mut dice, id);
+                let record = Outgoing { value: Some(value.as_bytes()), ..Outgoing::default() };
+                producer.produce(&to, &[record]).unwrap();
+            }
+            producer.flush(Duration::from_secs(120)).unwrap();
+        });
+        Self { allowed, thread }
+    }
+
+    fn allow(&self, up_to: usize) {
+        self.allowed.fetch_max(up_to, Ordering::SeqCst);
+    }
+
+    fn finish(self, records: usize) {
+        self.allow(records);
+        self.thread.join().unwrap();
+    }
+}
+
+/// The Kafka that is treated so.
+struct Broker {
+    script: Script,
+}
+
+impl Broker {
+    fn start() -> Self {
+        let script = Script::kafka(PORT);
+        assert!(
+            !script.runs(),
+            "a Kafka runs at {PORT} already: tests/stack/kafka stop, with KAFKA_PORT={PORT}"
+        );
+        let _ = std::fs::remove_dir_all(script.path("data"));
+        script.start();
+        Self { script }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = std::fs::read_to_string(self.script.path("file")).unwrap();
+        assert!(Command::new("kill").args([name, pid.trim()]).status().unwrap().success());
+    }
+
+    fn kill(&self) {
+        self.signal("-KILL");
+        until("its end", || (!self.script.runs()).then_some(()));
+    }
+
+    fn restart(&self) {
+        let started = self.script.command(&["start"]).stdout(std::process::Stdio::null()).status().unwrap();
+        assert!(started.success());
+    }
+}
+
+/// All that is disturbed.
+struct Scene {
+    began: Instant,
+    dice: Dice,
+    project: Project,
+    log: Arc<dyn Log>,
+    broker: Broker,
+    address: String,
+    source: String,
+    stormy: String,
+    calm: String,
+    running: Vec<Option<Running>>,
+}
+
+impl Scene {
+    fn new(storm: &Storm, seed: u64) -> Option<Self> {
+        if !kafka_can_be_had() {
+            return None;
+        }
+        let project = Project::new();
+        let state = if storm.in_bucket {
+            let s3 = test_s3()?;
+            format!("state: {{url: '{}'}}\n{}", s3.url(&unique("chaos")), s3.section())
+        } else {
+            format!("state: {{url: '{}'}}\n", project.path().join("copies").display())
+        };
+        let broker = Broker::start();
+        let (source, stormy, calm) = (unique("chaos.events"), unique("stormy"), unique("calm"));
+        // A topology's name has no dots.
+        let (stormy, calm) = (stormy.replace('.', "-"), calm.replace('.', "-"));
+        project.write("stormy.yaml", &topology(&stormy, &source));
+        project.write("calm.yaml", &topology(&calm, &source));
+        for machine in 0..MACHINES {
+            let config = format!(
+                "data_dir: m{machine}\n{state}worker: {{threads: 1, epoch: 100ms, checkpoint_interval: 1s}}\n\
+                 http: {{listen: '127.0.0.1:0'}}\n"
+            );
+            project.write(&format!("m{machine}.yaml"), &config);
+        }
+        let address = format!("127.0.0.1:{PORT}");
+        let log = connect(&address);
+        let topic = TopicSpec { name: source.clone(), partitions: PARTITIONS, config: BTreeMap::new() };
+        log.create_topics(&[topic]).unwrap();
+        let running = (0..MACHINES).map(|_| None).collect();
+        let (began, dice) = (Instant::now(), Dice(seed));
+        Some(Self { began, dice, project, log, broker, address, source, stormy, calm, running })
+    }
+
+    fn say(&self, what: &str) {
+        let there: Vec<usize> = (0..MACHINES).filter(|&machine| self.running[machine].is_some()).collect();
+        println!("{:6.1} s  {what:<40} machines {there:?}", self.began.elapsed().as_secs_f64());
+    }
+
+    fn arguments<'a>(&'a self, rest: &[&'a str], config: &'a str) -> Vec<&'a str> {
+        let end = ["--config", config, "--brokers", self.address.as_str()];
+        rest.iter().copied().chain(end).collect()
+    }
+
+    fn start(&mut self, machine: usize) {
+        let config = format!("m{machine}.yaml");
+        let running = self.project.start(&self.arguments(&["run", "stormy.yaml"], &config));
+        self.running[machine] = Some(running);
+    }
+
+    /// One of the machines that run.
+    fn any(&mut self) -> usize {
+        let there: Vec<usize> = (0..MACHINES).filter(|&machine| self.running[machine].is_some()).collect();
+        there[self.dice.below(there.len() as u64) as usize]
+    }
+
+    fn assert_alive(&mut self) {
+        for machine in 0..MACHINES {
+            let Some(code) = self.running[machine].as_mut().and_then(Running::ended) else { continue };
+            let (out, err) = self.project.printed();
+            panic!("machine {machine} ended by itself with {code}:\n{}\n{}", tail(&out), tail(&err));
+        }
+    }
+
+    /// Waits, while all must live.
+    fn pass(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.assert_alive();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn random(&mut self, limit_ms: u64) -> Duration {
+        Duration::from_millis(self.dice.below(limit_ms))
+    }
+
+    fn read(&self) -> u64 {
+        counters(&*self.log, &format!("headwater.{}", self.stormy), &self.source).read
+    }
+
+    /// Waits until something more is committed.
+    fn await_progress(&mut self) {
+        let before = self.read();
+        within(SETTLE_MAX, "a commit", || {
+            self.pass(Duration::from_millis(100));
+            (self.read() > before).then_some(())
+        });
+    }
+
+    fn blow(&mut self, blow: Blow) {
+        let machine = self.any();
+        match blow {
+            Blow::Kill => {
+                self.running[machine].take().unwrap().kill();
+                let pause = self.random(2_000);
+                self.pass(pause);
+                self.start(machine);
+            }
+            Blow::LoseState => {
+                self.running[machine].take().unwrap().kill();
+                std::fs::remove_dir_all(self.data_dir(machine).join("state")).unwrap();
+                self.start(machine);
+            }
+            Blow::Stall => {
+                self.running[machine].as_ref().unwrap().signal("-STOP");
+                self.pass(STALL);
+                self.running[machine].as_ref().unwrap().signal("-CONT");
+            }
+            Blow::Move => match (0..MACHINES).find(|&machine| self.running[machine].is_none()) {
+                Some(absent) => self.start(absent),
+                None => self.stop(machine),
+            },
+            Blow::KillBroker => {
+                self.broker.kill();
+                let pause = self.random(3_000);
+                self.pass(pause);
+                self.broker.restart();
+            }
+            Blow::StallBroker => {
+                self.broker.signal("-STOP");
+                self.pass(STALL);
+                self.broker.signal("-CONT");
+            }
+        }
+    }
+
+    fn data_dir(&self, machine: usize) -> PathBuf {
+        self.project.path().join(format!("m{machine}"))
+    }
+
+    /// Told to stop, it ends in good order.
+    fn stop(&mut self, machine: usize) {
+        let running = self.running[machine].take().unwrap();
+        running.signal("-TERM");
+        let (code, _) = running.wait(SETTLE_MAX);
+        assert_eq!(code, 0, "{}", tail(&self.project.printed().1));
+    }
+
+    fn finish(&self, arguments: &[&str], config: &str) -> String {
+        let outcome = self.project.run(&self.arguments(arguments, config));
+        assert_eq!(outcome.code, 0, "{arguments:?}: {}{}", outcome.out, tail(&outcome.err));
+        outcome.out
+    }
+
+    /// Everything is as if nothing had happened.
+    fn compare(&self, records: usize) {
+        let log = &*self.log;
+        let topic = |name: &str, part: &str| format!("{name}.{part}");
+        for (part, at_least) in [("large", records / 6), ("per_minute", records / 300)] {
+            let rows = |name: &str| {
+                let mut rows: Vec<_> = read_topic(log, &topic(name, part))
+                    .into_iter()
+                    .flat_map(|(partition, records)| {
+                        records.into_iter().map(move |record| (partition, record.key, record.value))
+                    })
+                    .collect();
+                rows.sort();
+                rows
+            };
+            let (expected, found) = (rows(&self.calm), rows(&self.stormy));
+            assert!(expected.len() > at_least, "{part}: {}", expected.len());
+            let differs = expected.iter().zip(&found).find(|(expected, found)| expected != found);
+            assert!(
+                found == expected,
+                "{part}: {} records, not {}; the first that differs: {differs:?}",
+                found.len(),
+                expected.len()
+            );
+        }
+        for part in ["dead", "late"] {
+            let expected = letters(log, &topic(&self.calm, part));
+            assert!(expected.len() > records / 1000, "{part}: {}", expected.len());
+            let found = letters(log, &topic(&self.stormy, part));
+            assert!(found == expected, "{part}: {} records, not {}", found.len(), expected.len());
+        }
+        let counted = |name: &str| counters(log, &format!("headwater.{name}"), &self.source);
+        assert_eq!(counted(&self.stormy), counted(&self.calm));
+        assert_eq!(counted(&self.stormy).read, records as u64);
+        let exchange = topic(&self.stormy, "exchange.per_minute");
+        for partition in 0..log.partitions(&exchange).unwrap().unwrap() {
+            let bounds = log.bounds(&TopicPartition::new(exchange.as_str(), partition)).unwrap();
+            assert!(bounds.start > 0, "{exchange}-{partition} was never trimmed: {bounds:?}");
+        }
+        for part in ["large", "per_minute", "dead", "late", "meta", "exchange.per_minute"] {
+            assert_no_open_transaction(log, &topic(&self.stormy, part));
+        }
+    }
+}
+
+/// The end of what was printed: the beginning is long ago.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
+fn survives(storm: &Storm) {
+    let seed = Seed::new();
+    let Some(mut scene) = Scene::new(storm, seed.0) else { return };
+    let records = storm.records;
+    let feed = Feed::start(&scene.log, &scene.source, records, seed.0);
+    let blows = storm.blows(&mut scene.dice);
+    scene.start(0);
+    scene.start(1);
+    feed.allow(records / 20);
+    scene.await_progress();
+    for (number, &blow) in blows.iter().enumerate() {
+        feed.allow(records / 20 + records * 17 / 20 * (number + 1) / blows.len());
+        if number % 2 == 1 {
+            scene.await_progress();
+        }
+        let pause = scene.random(2_500);
+        scene.pass(pause);
+        scene.say(&format!("{blow:?}"));
+        scene.blow(blow);
+    }
+    feed.finish(records);
+    scene.say("all records are there");
+    scene.await_progress();
+    for machine in 0..MACHINES {
+        if scene.running[machine].is_some() {
+            scene.stop(machine);
+        }
+    }
+    scene.say("stopped; two go on to the end");
+    let ends: Vec<Running> = (0..2)
+        .map(|machine| {
+            let config = format!("m{machine}.yaml");
+            scene.project.start(&scene.arguments(&["run", "stormy.yaml", "--until-end"], &config))
+        })
+        .collect();
+    for end in ends {
+        let (code, _) = end.wait(SETTLE_MAX);
+        assert_eq!(code, 0, "{}", tail(&scene.project.printed().1));
+    }
+    scene.say("at the end; now the undisturbed run");
+    scene.finish(&["run", "calm.yaml", "--until-end"], "m2.yaml");
+    scene.say("verify");
+    let verified = scene.finish(&["verify", "stormy.yaml"], "m0.yaml");
+    assert!(verified.contains("EQUAL") && !verified.contains("DIFFERENT"), "{verified}");
+    scene.say("compare");
+    scene.compare(records);
+    scene.say("equal");
+    scene.broker.script.command(&["stop"]).stdout(std::process::Stdio::null()).status().unwrap();
+}
+
+#[test]
+fn a_short_storm_leaves_no_trace() {
+    survives(&Storm {
+        records: 200_000,
+        kills: 3,
+        broker_kills: 1,
+        stalls: 0,
+        broker_stalls: 0,
+        moves: 2,
+        losses: 1,
+        in_bucket: false,
+    });
+}
+
+#[test]
+#[ignore = "takes minutes: tests/stack/chaos runs it"]
+fn a_long_storm_leaves_no_trace() {
+    survives(&Storm {
+        records: 1_200_000,
+        kills: 20,
+        broker_kills: 2,
+        stalls: 4,
+        broker_stalls: 2,
+        moves: 6,
+        losses: 3,
+        in_bucket: true,
+    });
+}
