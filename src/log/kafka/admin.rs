@@ -105,23 +105,37 @@ impl Admin {
         LogError::NoTopic { topic: topic.to_owned(), brokers: self.client.brokers.clone() }
     }
 
+    /// Repeats a question while the partition is on its way to another leader, or a new one to its first.
+    fn settled(&self, what: &str, mut ask: impl FnMut() -> Code) -> Result<()> {
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        loop {
+            match ask() {
+                code if is_moving(code) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                code => return self.client.check(code, what),
+            }
+        }
+    }
+
     pub fn bounds(&self, partition: &TopicPartition) -> Result<Bounds> {
         self.require(partition)?;
         let topic = c_string(&partition.topic)?;
         let (mut start, mut end) = (0, 0);
-        // The client is read-committed, so the high end is the last stable offset.
-        // SAFETY: the client is live; both results are written before they are read.
-        let code = unsafe {
-            sys::rd_kafka_query_watermark_offsets(
-                self.client.raw(),
-                topic.as_ptr(),
-                partition.partition,
-                &mut start,
-                &mut end,
-                millis(REQUEST_TIMEOUT),
-            )
-        };
-        self.client.check(code, &format!("offsets of {partition}"))?;
+        self.settled(&format!("offsets of {partition}"), || {
+            // The client is read-committed, so the high end is the last stable offset.
+            // SAFETY: the client is live; both results are written before they are read.
+            unsafe {
+                sys::rd_kafka_query_watermark_offsets(
+                    self.client.raw(),
+                    topic.as_ptr(),
+                    partition.partition,
+                    &mut start,
+                    &mut end,
+                    millis(REQUEST_TIMEOUT),
+                )
+            }
+        })?;
         Ok(Bounds { start, end })
     }
 
@@ -134,6 +148,32 @@ impl Admin {
         let latest: Vec<_> = partitions.iter().map(|partition| (partition.clone(), LATEST)).collect();
         let list = PartitionList::with_offsets(&latest)?;
         let what = "ends of partitions";
+        let mut found = BTreeMap::new();
+        let mut failed = None;
+        self.settled(what, || match self.ends_once(what, &list, &mut found) {
+            Ok(code) => code,
+            Err(error) => {
+                failed = Some(error);
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let missing = |partition: &TopicPartition| LogError::Other {
+            what: what.to_owned(),
+            detail: format!("the cluster said nothing of {partition}"),
+        };
+        partitions.iter().map(|p| found.get(p).copied().ok_or_else(|| missing(p))).collect()
+    }
+
+    /// The first partition's failure, if one has failed.
+    fn ends_once(
+        &self,
+        what: &str,
+        list: &PartitionList,
+        found: &mut BTreeMap<TopicPartition, i64>,
+    ) -> Result<Code> {
         let answer = self.request(
             Operation::RD_KAFKA_ADMIN_OP_LISTOFFSETS,
             what,
@@ -148,7 +188,6 @@ impl Admin {
                 sys::rd_kafka_ListOffsets(ask.client, list.raw(), ask.options, ask.queue);
             },
         )?;
-        let mut found = BTreeMap::new();
         // SAFETY: the event is live and of this kind; it holds `count` results with a partition each.
         unsafe {
             let mut count = 0;
@@ -156,28 +195,24 @@ impl Admin {
             let infos = sys::rd_kafka_ListOffsets_result_infos(result, &mut count);
             for i in 0..count {
                 let info = &*sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(i));
-                let partition = TopicPartition::new(text_of(info.topic), info.partition);
-                self.client.check(info.err, &format!("end of {partition}"))?;
-                found.insert(partition, info.offset);
+                if info.err != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    return Ok(info.err);
+                }
+                found.insert(TopicPartition::new(text_of(info.topic), info.partition), info.offset);
             }
         }
-        let missing = |partition: &TopicPartition| LogError::Other {
-            what: what.to_owned(),
-            detail: format!("the cluster said nothing of {partition}"),
-        };
-        partitions.iter().map(|p| found.get(p).copied().ok_or_else(|| missing(p))).collect()
+        Ok(Code::RD_KAFKA_RESP_ERR_NO_ERROR)
     }
 
     pub fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
         self.require(partition)?;
         // Negative timestamps are Kafka's special offsets.
         let list = PartitionList::with_offsets(&[(partition.clone(), timestamp_ms.max(0))])?;
-        // SAFETY: the client and the list are live.
-        let code = unsafe {
-            sys::rd_kafka_offsets_for_times(self.client.raw(), list.raw(), millis(REQUEST_TIMEOUT))
-        };
         let what = format!("offset of {partition} at {timestamp_ms} ms");
-        self.client.check(code, &what)?;
+        // SAFETY: the client and the list are live.
+        self.settled(&what, || unsafe {
+            sys::rd_kafka_offsets_for_times(self.client.raw(), list.raw(), millis(REQUEST_TIMEOUT))
+        })?;
         let Some(entry) = list.entries().into_iter().next() else { return Ok(None) };
         self.client.check(entry.code, &what)?;
         Ok((entry.offset >= 0).then_some(entry.offset))
@@ -371,6 +406,20 @@ impl Admin {
         }
         Ok(())
     }
+}
+
+/// The partition has no leader that answers just now, or the client knows an older one.
+fn is_moving(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION
+            | RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE
+            | RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE
+            | RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE
+            | RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH
+            | RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
+    )
 }
 
 struct TopicMetadata {
