@@ -28,7 +28,8 @@ pub struct Slot {
     pub last_record: Instant,
     pub last_checkpoint: Instant,
     pub checkpoint: Option<Writing>,
-    /// The end of input is told: of a run that ends the topology for good.
+    /// The end that the run goes to is reached and told: by a commit, and where the topology ends for good in the
+    /// exchanges, too.
     pub ended_told: bool,
     /// … in a transaction that is committed.
     pub end_committed: bool,
@@ -97,7 +98,7 @@ impl Slot {
     pub fn at_end(&self, partition: &TopicPartition, until_end: &UntilEnd) -> bool {
         match &self.task {
             Task::Ingest(task) => until_end.reached(partition, task.offset()),
-            Task::Keyed(task) => task.has_ended(),
+            Task::Keyed(task) => until_end.close && task.has_ended(),
         }
     }
 

@@ -92,9 +92,9 @@ impl UntilEnd {
         self.ends.get(partition).is_some_and(|&end| position >= end)
     }
 
-    /// Whether a source's partition is still to be read to its end.
-    pub fn is_before(&self, partition: &TopicPartition, position: i64) -> bool {
-        self.ends.get(partition).is_some_and(|&end| position < end)
+    /// Whether it is a source's partition that was there at the start.
+    pub fn has_end(&self, partition: &TopicPartition) -> bool {
+        self.ends.contains_key(partition)
     }
 
     pub fn is_done(&self) -> bool {

@@ -175,10 +175,11 @@ impl Worker {
     fn is_done(&mut self) -> Result<bool> {
         let Some(until_end) = &self.shared.until_end else { return Ok(false) };
         let is_before = |(partition, slot): (&TopicPartition, &Slot)| {
-            slot.is_dirty() || until_end.is_before(partition, slot.offset())
+            slot.is_dirty() || until_end.has_end(partition) && !slot.end_committed
         };
         // A crashed member's offsets may have to be waited for, longer than an open transaction lives.
-        if until_end.is_done() || self.epoch.is_some() || self.slots.iter().any(is_before) {
+        let busy = self.fence.is_none() || self.epoch.is_some() || self.slots.iter().any(is_before);
+        if until_end.is_done() || busy {
             return Ok(until_end.is_done());
         }
         until_end.look(&*self.shared.log, &self.shared.names, self.shared.machine.now())
@@ -319,16 +320,18 @@ impl Worker {
     fn try_commit(&mut self) -> Result<(), Failure> {
         let began = self.shared.machine.now();
         let mut offsets = Vec::new();
-        let closing = self.shared.until_end.as_ref().filter(|until_end| until_end.close);
+        let until_end = self.shared.until_end.as_ref();
         for (partition, slot) in &mut self.slots {
             slot.flush(&mut self.outputs)?;
-            let told_now =
-                closing.is_some_and(|until_end| slot.at_end(partition, until_end)) && !slot.ended_told;
+            let at_end = until_end.is_some_and(|until_end| slot.at_end(partition, until_end));
+            let told_now = at_end && !slot.ended_told;
             let told = self.outputs.watermark.is_some() || self.outputs.idle;
             let dirty = slot.is_dirty() || told_now || told;
             slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
-            if told_now {
-                slot.publisher.publish_end(&mut *self.member)?;
+            if let (true, Some(until_end)) = (told_now, until_end) {
+                if until_end.close {
+                    slot.publisher.publish_end(&mut *self.member)?;
+                }
                 slot.ended_told = true;
             }
             if dirty {
@@ -491,9 +494,7 @@ impl Worker {
 
     /// An end that is reached without a record to commit needs an epoch of its own to be told in.
     fn watch_until_end(&mut self) -> Result<()> {
-        let Some(until_end) = self.shared.until_end.as_ref().filter(|until_end| until_end.close) else {
-            return Ok(());
-        };
+        let Some(until_end) = &self.shared.until_end else { return Ok(()) };
         let pending =
             self.slots.iter().any(|(partition, slot)| !slot.ended_told && slot.at_end(partition, until_end));
         if pending { self.begin() } else { Ok(()) }

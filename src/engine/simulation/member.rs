@@ -41,6 +41,10 @@ impl Log for ProcessLog {
         self.process.log_edge("asks for bounds")?;
         self.inner.bounds(partition)
     }
+    fn written_ends(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
+        self.process.log_edge("asks for ends")?;
+        self.inner.written_ends(partitions)
+    }
     fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>> {
         self.inner.offset_at(partition, timestamp_ms)
     }

@@ -170,8 +170,4 @@ impl Machine for SimulatedMachine {
     fn instance(&self) -> &str {
         &self.0.instance
     }
-
-    fn random(&self) -> Result<u64, EngineError> {
-        Ok(self.world().dice().next())
-    }
 }
