@@ -102,9 +102,10 @@ pub struct IngestTask {
     pipeline: Pipeline,
     now: Position,
     committed: Position,
-    /// The watermark that the exchanges have been told; `None`: nothing since this task was made.
-    told: Option<Micros>,
-    told_idle: bool,
+    /// The watermark that the exchanges have been told, and whether that the origin is idle. What is committed with
+    /// the offset was told in the same transaction, by whoever had the partition.
+    told: (Option<Micros>, bool),
+    told_committed: (Option<Micros>, bool),
     passed: Passed,
 }
 
@@ -128,6 +129,7 @@ impl IngestTask {
             idle: metadata.is_some_and(|metadata| metadata.idle),
             rejects: RejectWindow::default(),
         };
+        let told = (Some(watermark).filter(|watermark| *watermark != WATERMARK_MIN), position.idle);
         let (checks, pipeline) = Self::operators(plan, stage, source)?;
         Ok(Self {
             decoder: JsonDecoder::new(&spec.read),
@@ -139,8 +141,8 @@ impl IngestTask {
             redriven: Arc::default(),
             checks,
             pipeline,
-            told: None,
-            told_idle: false,
+            told,
+            told_committed: told,
             committed: position.clone(),
             now: position,
             passed: Passed::default(),
@@ -232,12 +234,12 @@ impl IngestTask {
         self.pipeline.flush(&mut self.passed)?;
         outputs.take_rows(&mut self.passed);
         let watermark = self.watermark();
-        if self.told != Some(watermark) && watermark != WATERMARK_MIN || self.told_idle && !self.now.idle {
+        let (told, told_idle) = self.told;
+        if told != Some(watermark) && watermark != WATERMARK_MIN || told_idle && !self.now.idle {
             outputs.watermark = Some(watermark);
         }
-        outputs.idle = self.now.idle && !self.told_idle;
-        self.told = Some(watermark);
-        self.told_idle = self.now.idle;
+        outputs.idle = self.now.idle && !told_idle;
+        self.told = (Some(watermark), self.now.idle);
         Ok(())
     }
 
@@ -250,6 +252,7 @@ impl IngestTask {
 
     pub fn commit(&mut self) {
         self.committed = self.now.clone();
+        self.told_committed = self.told;
     }
 
     /// Back to the last commit; the operators' epoch is dropped with them.
@@ -259,8 +262,7 @@ impl IngestTask {
         if planted(Fault::CountersOutliveAbort) {
             self.now.counters = counters;
         }
-        self.told = None;
-        self.told_idle = false;
+        self.told = self.told_committed;
         self.decoder.finish();
         (self.checks, self.pipeline) = Self::operators(&self.plan, self.stage, self.source)?;
         Ok(self.now.offset)

@@ -12,7 +12,7 @@ use super::disk::Disk;
 use super::world::World;
 use crate::engine::machine::{Machine, Running};
 use crate::engine::run::{Life, Shared};
-use crate::engine::{EngineError, Result};
+use crate::engine::Result;
 use crate::log::LogError;
 use crate::state::{StateError, Store};
 

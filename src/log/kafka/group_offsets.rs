@@ -10,7 +10,7 @@ use sys::rd_kafka_admin_op_t as Operation;
 use sys::rd_kafka_resp_err_t as Code;
 
 use super::admin::{Admin, REQUEST_TIMEOUT};
-use super::client::{Entry, PartitionList, c_string, entries_of, text_of};
+use super::client::{Client, Entry, PartitionList, c_string, entries_of, millis, text_of};
 use crate::log::{LogError, Position, Result};
 use crate::record::TopicPartition;
 
@@ -18,64 +18,44 @@ use crate::record::TopicPartition;
 /// transaction timeout has passed.
 const STABLE_OFFSETS_TIMEOUT: Duration = Duration::from_secs(90);
 
-impl Admin {
-    pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
-        let deadline = Instant::now() + STABLE_OFFSETS_TIMEOUT;
-        loop {
-            match self.committed_once(group, partitions) {
-                Err((Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT, _)) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(50));
+const NO_ERROR: Code = Code::RD_KAFKA_RESP_ERR_NO_ERROR;
+
+/// What a group has committed, asked by a client that names the group but never joins it. The admin request for
+/// it is not used: librdkafka 2.12 aborts the process when a coordinator goes away in the middle of one.
+pub(super) fn committed(
+    client: &Client,
+    group: &str,
+    partitions: &[TopicPartition],
+) -> Result<Vec<Option<Position>>> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let what = format!("committed offsets of group '{group}'");
+    let deadline = Instant::now() + STABLE_OFFSETS_TIMEOUT;
+    loop {
+        let list = PartitionList::of(partitions)?;
+        // SAFETY: the client and the list are live.
+        let code = unsafe { sys::rd_kafka_committed(client.raw(), list.raw(), millis(REQUEST_TIMEOUT)) };
+        let entries = list.entries();
+        let failed = entries.iter().map(|entry| entry.code).find(|code| *code != NO_ERROR);
+        match if code == NO_ERROR { failed.unwrap_or(NO_ERROR) } else { code } {
+            NO_ERROR => {
+                let mut by_partition: BTreeMap<TopicPartition, Position> = BTreeMap::new();
+                for entry in entries.into_iter().filter(|entry| entry.offset >= 0) {
+                    let position = Position { offset: entry.offset, metadata: entry.metadata };
+                    by_partition.insert(entry.partition, position);
                 }
-                other => return other.map_err(|(_, error)| error),
+                return Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect());
             }
+            Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            code => return Err(client.error(code, &what, "")),
         }
     }
+}
 
-    fn committed_once(
-        &self,
-        group: &str,
-        partitions: &[TopicPartition],
-    ) -> Result<Vec<Option<Position>>, (Code, LogError)> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
-        let plain = |error| (Code::RD_KAFKA_RESP_ERR__FAIL, error);
-        let what = format!("committed offsets of group '{group}'");
-        let name = c_string(group).map_err(plain)?;
-        let list = PartitionList::of(partitions).map_err(plain)?;
-        // SAFETY: name and list are copied.
-        let mut raw = unsafe { sys::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), list.raw()) };
-        let answer = self.request_with_code(
-            Operation::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS,
-            &what,
-            REQUEST_TIMEOUT,
-            // SAFETY: the request is live for the call, which copies it.
-            |ask| unsafe {
-                let refused = sys::rd_kafka_AdminOptions_set_require_stable_offsets(ask.options, 1);
-                debug_assert!(refused.is_null(), "the option belongs to this request");
-                sys::rd_kafka_ListConsumerGroupOffsets(ask.client, &mut raw, 1, ask.options, ask.queue);
-            },
-        );
-        // SAFETY: made above, destroyed once.
-        unsafe { sys::rd_kafka_ListConsumerGroupOffsets_destroy(raw) };
-        let answer = answer?;
-        // SAFETY: the event is live and of this kind.
-        let entries = unsafe {
-            let mut count = 0;
-            let result = sys::rd_kafka_event_ListConsumerGroupOffsets_result(answer.0);
-            let groups = sys::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &mut count);
-            self.group_entries(groups, count, &what)?
-        };
-        let mut by_partition: BTreeMap<TopicPartition, Position> = BTreeMap::new();
-        for entry in entries {
-            if entry.offset >= 0 {
-                by_partition
-                    .insert(entry.partition, Position { offset: entry.offset, metadata: entry.metadata });
-            }
-        }
-        Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect())
-    }
-
+impl Admin {
     pub fn commit_offsets(&self, group: &str, offsets: &[(TopicPartition, Position)]) -> Result<()> {
         if offsets.is_empty() {
             return Ok(());

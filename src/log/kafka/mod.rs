@@ -23,8 +23,8 @@ mod rebalance;
 mod request;
 mod transactor;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rdkafka::bindings as sys;
@@ -56,6 +56,8 @@ pub struct KafkaOptions {
 pub struct KafkaLog {
     options: KafkaOptions,
     admin: Admin,
+    /// Clients that name a group, to ask for its offsets.
+    groups: Mutex<HashMap<String, Arc<Client>>>,
 }
 
 impl KafkaLog {
@@ -64,7 +66,18 @@ impl KafkaLog {
         let client = consumer_configuration(options, &[])?.build(Kind::Consumer, &options.brokers)?;
         let admin = Admin { client: Arc::new(client) };
         admin.reach(CONNECT_TIMEOUT)?;
-        Ok(Self { options: options.clone(), admin })
+        Ok(Self { options: options.clone(), admin, groups: Mutex::default() })
+    }
+
+    fn of_group(&self, group: &str) -> Result<Arc<Client>> {
+        let mut groups = client::lock(&self.groups);
+        if let Some(client) = groups.get(group) {
+            return Ok(Arc::clone(client));
+        }
+        let configuration = consumer_configuration(&self.options, &[("group.id", group.to_owned())])?;
+        let client = Arc::new(configuration.build(Kind::Consumer, &self.options.brokers)?);
+        groups.insert(group.to_owned(), Arc::clone(&client));
+        Ok(client)
     }
 
     fn is_secure(&self) -> bool {
@@ -196,7 +209,7 @@ impl Log for KafkaLog {
         self.admin.offset_at(partition, timestamp_ms)
     }
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
-        self.admin.committed(group, partitions)
+        group_offsets::committed(&*self.of_group(group)?, group, partitions)
     }
     fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {
         self.admin.delete_before(offsets)
