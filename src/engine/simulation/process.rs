@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::disk::Disk;
 use super::world::World;
+use crate::engine::Result;
 use crate::engine::machine::{Machine, Running};
 use crate::engine::run::{Life, Shared};
-use crate::engine::Result;
 use crate::log::LogError;
 use crate::state::{StateError, Store};
 
