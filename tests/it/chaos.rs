@@ -28,6 +28,8 @@ const PARTITIONS: i32 = 4;
 const MACHINES: usize = 3;
 /// Beyond the session's 10 s and the transaction's 15 s.
 const STALL: Duration = Duration::from_secs(17);
+/// How long what a broker's absence has done may take to show.
+const BROKER_MISSED: Duration = Duration::from_secs(30);
 /// After the last fault: sessions and transactions of the dead time out, and what is left is read.
 const SETTLE_MAX: Duration = Duration::from_secs(180);
 
@@ -195,6 +197,8 @@ struct Scene {
     stormy: String,
     calm: String,
     running: Vec<Option<Running>>,
+    /// When the broker was last away.
+    broker_away: Option<Instant>,
 }
 
 impl Scene {
@@ -228,7 +232,8 @@ impl Scene {
         log.create_topics(&[topic]).unwrap();
         let running = (0..MACHINES).map(|_| None).collect();
         let (began, dice) = (Instant::now(), Dice(seed));
-        Some(Self { began, dice, project, log, broker, address, source, stormy, calm, running })
+        let broker_away = None;
+        Some(Self { began, dice, project, log, broker, address, source, stormy, calm, running, broker_away })
     }
 
     fn say(&self, what: &str) {
@@ -257,6 +262,14 @@ impl Scene {
         for machine in 0..MACHINES {
             let Some(code) = self.running[machine].as_mut().and_then(Running::ended) else { continue };
             let (out, err) = self.project.printed();
+            // A process that starts while no broker answers says so and ends; whoever supervises it starts it again.
+            let said = err.lines().rev().find(|line| line.starts_with("error: ")).unwrap_or_default();
+            let no_broker = self.broker_away.is_some_and(|at| at.elapsed() < BROKER_MISSED);
+            if code == 1 && no_broker && said.starts_with("error: cannot reach") {
+                self.say(&format!("machine {machine} found no broker"));
+                self.start(machine);
+                continue;
+            }
             panic!("machine {machine} ended by itself with {code}:\n{}\n{}", tail(&out), tail(&err));
         }
     }
@@ -311,15 +324,19 @@ impl Scene {
                 None => self.stop(machine),
             },
             Blow::KillBroker => {
+                self.broker_away = Some(Instant::now());
                 self.broker.kill();
                 let pause = self.random(3_000);
                 self.pass(pause);
                 self.broker.restart();
+                self.broker_away = Some(Instant::now());
             }
             Blow::StallBroker => {
+                self.broker_away = Some(Instant::now());
                 self.broker.signal("-STOP");
                 self.pass(STALL);
                 self.broker.signal("-CONT");
+                self.broker_away = Some(Instant::now());
             }
         }
     }
