@@ -103,6 +103,8 @@ pub struct AggregateCall {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Function {
     Count,
+    /// `count(distinct x)`.
+    CountDistinct,
     Sum,
     Avg,
     Min,

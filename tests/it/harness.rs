@@ -52,6 +52,7 @@ goldens!(
     broken,
     checks,
     decimals,
+    distinct,
     extreme_times,
     first_last,
     idle,

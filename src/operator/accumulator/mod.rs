@@ -10,6 +10,7 @@
 
 mod average;
 mod count;
+mod distinct;
 mod exact_float;
 mod extreme;
 mod float_sum;
@@ -73,6 +74,10 @@ pub(super) trait Accumulator: Send {
     fn states(&self, groups: &[u32]) -> Result<Vec<ArrayRef>>;
     /// The results of these groups, in this order.
     fn results(&self, groups: &[u32]) -> Result<ArrayRef>;
+    /// How many bytes the largest state of a group takes, where it grows with the group's values.
+    fn largest(&self) -> usize {
+        0
+    }
     /// Forgets all groups.
     fn clear(&mut self);
 }
@@ -87,6 +92,8 @@ enum Kind {
     Float,
     /// The least or greatest value, or the value at the least or greatest place.
     Extreme,
+    /// The set of a group's values.
+    Distinct,
     /// As `Extreme` over changes, where any value may be taken back.
     Multiset,
 }
@@ -99,6 +106,7 @@ fn argument_type(call: &AggregateCall, input: &Schema) -> Option<DataType> {
 fn kind(call: &AggregateCall, argument: Option<&DataType>, changes: bool) -> Kind {
     match call.function {
         Function::Count => Kind::Count,
+        Function::CountDistinct => Kind::Distinct,
         Function::Sum | Function::Avg => match argument {
             Some(data_type) if data_type.is_decimal() => Kind::Decimal,
             Some(data_type) if data_type.is_floating() => Kind::Float,
@@ -121,7 +129,7 @@ pub(super) fn state_fields(spec: &AggregateSpec, call: &AggregateCall) -> Vec<Fi
         Kind::Integer => vec![column("sum", DataType::Decimal128(38, 0)), count()],
         Kind::Decimal => vec![column("sum", DataType::Decimal256(76, 0)), count()],
         Kind::Float => vec![column("sum", DataType::Binary), count()],
-        Kind::Multiset => vec![column("values", DataType::Binary)],
+        Kind::Multiset | Kind::Distinct => vec![column("values", DataType::Binary)],
         Kind::Extreme => {
             let value = column("value", argument.unwrap_or(DataType::Null));
             match call.function {
@@ -156,6 +164,7 @@ pub(super) fn create(spec: &AggregateSpec, call: &AggregateCall) -> Result<Box<d
             extreme_by_value(view, call.function, argument)?
         }
         Kind::Extreme => Box::new(extreme::Extreme::new(Arc::clone(view), call.function, argument)?),
+        Kind::Distinct => Box::new(distinct::Distinct::new(Arc::clone(view), argument, spec.changes)?),
         Kind::Multiset => Box::new(multiset::Multiset::new(Arc::clone(view), call.function, argument)?),
     })
 }

@@ -13,6 +13,9 @@ use arrow::datatypes::DataType;
 use super::extreme::{Aim, ValueBytes};
 use super::{Accumulator, Function, Result, Rows, failed};
 
+/// What `encode` puts beside a place and a value.
+const ENTRY_BYTES: usize = 16;
+
 /// From (place, value) to weight; places are empty for min and max.
 type Weighted = BTreeMap<(Vec<u8>, Vec<u8>), i64>;
 
@@ -21,11 +24,14 @@ pub(super) struct Multiset {
     aim: Aim,
     values: ValueBytes,
     groups: Vec<Weighted>,
+    /// Bytes of each group's state, the most it had.
+    sizes: Vec<usize>,
 }
 
 impl Multiset {
     pub(super) fn new(view: Arc<str>, function: Function, argument: DataType) -> Result<Self> {
-        Ok(Self { view, aim: Aim::of(function), values: ValueBytes::new(&argument)?, groups: Vec::new() })
+        let (aim, values) = (Aim::of(function), ValueBytes::new(&argument)?);
+        Ok(Self { view, aim, values, groups: Vec::new(), sizes: Vec::new() })
     }
 
     fn add(&mut self, group: usize, place: &[u8], value: &[u8], weight: i64) {
@@ -35,6 +41,7 @@ impl Multiset {
         match self.groups[group].entry((place.to_vec(), value.to_vec())) {
             Entry::Vacant(entry) => {
                 entry.insert(weight);
+                self.sizes[group] += ENTRY_BYTES + place.len() + value.len();
             }
             Entry::Occupied(mut entry) => {
                 *entry.get_mut() += weight;
@@ -83,6 +90,7 @@ fn split_sized(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 impl Accumulator for Multiset {
     fn grow(&mut self, groups: usize) {
         self.groups.resize_with(groups, Weighted::default);
+        self.sizes.resize(groups, 0);
     }
 
     fn update(&mut self, rows: &Rows<'_>) -> Result<()> {
@@ -131,7 +139,12 @@ impl Accumulator for Multiset {
         self.values.decode(groups.iter().map(|&group| self.value(group)))
     }
 
+    fn largest(&self) -> usize {
+        self.sizes.iter().copied().max().unwrap_or(0)
+    }
+
     fn clear(&mut self) {
         self.groups.clear();
+        self.sizes.clear();
     }
 }

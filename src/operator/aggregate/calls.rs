@@ -90,6 +90,11 @@ impl Calls {
         self.rows[group as usize]
     }
 
+    /// How many bytes the largest state of a call and a group takes, where it grows with the values.
+    pub(super) fn largest(&self) -> usize {
+        self.accumulators.iter().map(|accumulator| accumulator.largest()).max().unwrap_or(0)
+    }
+
     pub(super) fn clear(&mut self) {
         self.accumulators.iter_mut().for_each(|accumulator| accumulator.clear());
         self.rows.clear();

@@ -10,12 +10,15 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 
 use super::super::accumulator::{Places, place_rows};
-use super::super::evaluate::{Evaluated, by_halves, reject, truths, values, values_where};
+use super::super::evaluate::{Evaluated, by_halves, reject, slice, truths, values, values_where};
 use super::super::{AggregateSpec, Function, Input, LateRow, Operator, Output, Result};
 use super::calls::{Argument, Calls};
 use super::keys::Keys;
 use super::{closes_at, exchange_schema, group_columns, key_columns, row_time, window_ends};
 use crate::record::{Batch, Micros};
+
+/// Well below what an exchange takes as one message.
+const STATE_BYTES_MAX: usize = 256 << 10;
 
 pub struct PartialAggregate {
     spec: Arc<AggregateSpec>,
@@ -27,6 +30,8 @@ pub struct PartialAggregate {
     /// The group of each row of the batch at hand.
     groups: Vec<u32>,
     needs_places: bool,
+    /// Whether a call's state grows with the values of a group.
+    grows: bool,
 }
 
 /// Rows of a batch that are not late, with their expressions evaluated.
@@ -51,8 +56,53 @@ impl PartialAggregate {
                 .calls
                 .iter()
                 .any(|call| matches!(call.function, Function::First | Function::Last)),
+            grows: spec.calls.iter().any(|call| match call.function {
+                Function::CountDistinct => true,
+                Function::Min | Function::Max | Function::First | Function::Last => spec.changes,
+                Function::Count | Function::Sum | Function::Avg => false,
+            }),
             spec,
         })
+    }
+
+    /// A group's state is one row in the exchange, which takes no rows without bounds: where states grow with their
+    /// values, few rows are taken at a time, and a state that has become large is handed over before the epoch ends.
+    fn process_in_pieces(&mut self, batch: &Batch, out: &mut Output) -> Result<()> {
+        let bytes = batch.rows.get_array_memory_size().max(1);
+        let most = (batch.num_rows().saturating_mul(STATE_BYTES_MAX) / bytes).max(1);
+        let mut start = 0;
+        while start < batch.num_rows() {
+            let length = most.min(batch.num_rows() - start);
+            self.process_whole(&slice(batch, start, length), out)?;
+            if self.calls.largest() > STATE_BYTES_MAX {
+                self.flush(out)?;
+            }
+            start += length;
+        }
+        Ok(())
+    }
+
+    fn process_whole(&mut self, batch: &Batch, out: &mut Output) -> Result<()> {
+        let spec = Arc::clone(&self.spec);
+        let mut bad_rows = Vec::new();
+        let Output { late, taken, .. } = out;
+        by_halves(
+            batch,
+            &mut |piece| admit(&spec, piece),
+            &mut |_, admitted| {
+                let mut admitted = admitted?;
+                late.append(&mut admitted.late);
+                self.accumulate(&admitted, taken)
+            },
+            &mut |row, error| {
+                bad_rows.push((row, error.to_string()));
+                Ok(())
+            },
+        )?;
+        for (row, message) in bad_rows {
+            reject(out, batch, row, "expression", &spec.view, message)?;
+        }
+        Ok(())
     }
 
     fn accumulate(&mut self, admitted: &Admitted, taken: &mut Vec<u32>) -> Result<()> {
@@ -133,26 +183,7 @@ fn set_late_aside(spec: &AggregateSpec, piece: &Batch, groups: Vec<ArrayRef>) ->
 
 impl Operator for PartialAggregate {
     fn process(&mut self, _input: Input, batch: &Batch, out: &mut Output) -> Result<()> {
-        let spec = Arc::clone(&self.spec);
-        let mut bad_rows = Vec::new();
-        let Output { late, taken, .. } = out;
-        by_halves(
-            batch,
-            &mut |piece| admit(&spec, piece),
-            &mut |_, admitted| {
-                let mut admitted = admitted?;
-                late.append(&mut admitted.late);
-                self.accumulate(&admitted, taken)
-            },
-            &mut |row, error| {
-                bad_rows.push((row, error.to_string()));
-                Ok(())
-            },
-        )?;
-        for (row, message) in bad_rows {
-            reject(out, batch, row, "expression", &spec.view, message)?;
-        }
-        Ok(())
+        if self.grows { self.process_in_pieces(batch, out) } else { self.process_whole(batch, out) }
     }
 
     fn advance(&mut self, _to: Micros, _out: &mut Output) -> Result<()> {

@@ -400,8 +400,15 @@ impl Walk<'_> {
             other => return Err(self.cannot(other)),
         };
         let params = call.params;
-        if params.distinct || !params.order_by.is_empty() || params.null_treatment.is_some() {
-            return Err(self.cannot("an aggregate with DISTINCT, ORDER BY or a null treatment"));
+        let function = match (function, params.distinct) {
+            (function, false) => function,
+            (Function::Count, true) => Function::CountDistinct,
+            // The same with or without.
+            (Function::Min | Function::Max, true) => function,
+            (_, true) => return Err(self.cannot(&format!("{}(distinct …)", call.func.name()))),
+        };
+        if !params.order_by.is_empty() || params.null_treatment.is_some() {
+            return Err(self.cannot("an aggregate with ORDER BY or a null treatment"));
         }
         let filter = params.filter.map(|filter| self.simplify(&filter, input)).transpose()?;
         let argument = match <[Expr; 1]>::try_from(params.args) {

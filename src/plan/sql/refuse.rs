@@ -293,7 +293,8 @@ fn check_aggregate(function: &Function, name: &str) -> ControlFlow<SqlProblem> {
         );
     }
     let FunctionArguments::List(list) = &function.args else { return ControlFlow::Continue(()) };
-    if list.duplicate_treatment == Some(DuplicateTreatment::Distinct) {
+    let distinct = list.duplicate_treatment == Some(DuplicateTreatment::Distinct);
+    if distinct && !matches!(name, "count" | "min" | "max") {
         return refuse(
             place,
             format!("{name}(distinct …) is not built yet"),

@@ -94,9 +94,9 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
         ("union", view("    select origin from departures\n    union all select dest from departures\n")),
         ("over", view("    select row_number() over (order by origin) as n from departures\n")),
         (
-            "count distinct",
+            "sum distinct",
             view(
-                "    select window_start, count(distinct carrier) as n\n    from tumble(departures, sched_dep, interval '1 hour') group by window_start\n",
+                "    select window_start, sum(distinct dep_delay) as n\n    from tumble(departures, sched_dep, interval '1 hour') group by window_start\n",
             ),
         ),
         ("no window", view("    select origin, count(*) as n from departures\n    group by origin\n")),

@@ -77,6 +77,15 @@ fn folder() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
+/// A scope waits for its threads: one that a failed check would leave running must not run for ever.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl<'a> Bench<'a> {
     pub fn new(golden: &'a Golden, seed: u64) -> Self {
         Self { golden, seed }
@@ -282,6 +291,7 @@ impl<'a> Bench<'a> {
         let options = RunOptions { until_end: false, close: false, ..self.options(dir.path(), &way) };
         std::thread::scope(|scope| {
             let running = scope.spawn(|| run(self.plan(), &shared, &options, &progress, &stop));
+            let _stops = StopOnDrop(&stop);
             let patience = Duration::from_secs(60);
             let sinks = self.plan().sinks.len();
             within(patience, "refined records of every view", || {

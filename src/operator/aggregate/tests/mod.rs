@@ -124,6 +124,8 @@ fn spec() -> AggregateSpec {
         positive,
         call(&schema, Function::Min, Some("key"), DataType::Utf8),
         call(&schema, Function::Max, Some("decimal"), DataType::Decimal128(10, 2)),
+        call(&schema, Function::CountDistinct, Some("float"), DataType::Int64),
+        call(&schema, Function::CountDistinct, Some("key"), DataType::Int64),
     ];
     spec_of(schema, &["key", "window_start", "window_end"], calls, Order::Source, false)
 }

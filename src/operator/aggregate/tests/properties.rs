@@ -1,6 +1,6 @@
 //! Properties: any split, order, interruption and correction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
@@ -215,6 +215,11 @@ proptest! {
                 prop_assert_eq!(decimal(7), mean);
                 let greatest = integers.iter().copied().max().map(i128::from);
                 prop_assert_eq!(decimal(14), greatest);
+                // One zero, one NaN.
+                let spelled = |float: &f64| if float.is_nan() { u64::MAX } else { (float + 0.0).to_bits() };
+                let distinct: BTreeSet<u64> = floats.iter().map(spelled).collect();
+                prop_assert_eq!(integer(15), Some(distinct.len() as i64));
+                prop_assert_eq!(integer(16), Some(i64::from(key.is_some())));
             }
         }
         prop_assert_eq!(seen, groups.len());
@@ -251,6 +256,39 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// A set that grows large is handed over in parts before the epoch ends, which does not show.
+    #[test]
+    fn large_sets_go_in_parts(sizes in prop::collection::vec(1usize..30_000, 1..4)) {
+        let spec = Arc::new(spec());
+        let (mut operator, mut out, mut next) = (PartialAggregate::new(Arc::clone(&spec)).unwrap(), Output::default(), 0);
+        for size in sizes {
+            let row = |offset: usize| Row {
+                origin: 0, offset: offset as i64, time: 0, key: Some("a"), integer: None, float: Some(offset as f64),
+            };
+            let rows: Vec<Row> = (next..next + size).map(row).collect();
+            next += size;
+            operator.process(0, &batch(&rows, Micros::MIN), &mut out).unwrap();
+        }
+        operator.flush(&mut out).unwrap();
+        for part in &out.batches {
+            let bytes = part.rows.get_array_memory_size() / part.num_rows();
+            prop_assert!(bytes < 600 << 10, "a row of {bytes} bytes");
+        }
+        prop_assert!(next < 30_000 || out.batches.len() > 1);
+        let mut merged = FinalAggregate::new(Arc::clone(&spec), empty_state()).unwrap();
+        let mut closed = Output::default();
+        for part in &out.batches {
+            merged.process(0, part, &mut closed).unwrap();
+        }
+        merged.advance(Micros::MAX, &mut closed).unwrap();
+        let distinct = closed.batches[0].rows.column(18).as_primitive::<Int64Type>().value(0);
+        prop_assert_eq!(distinct, next as i64);
+    }
+}
+
 /// Over the first aggregate's output, by window: every kind of accumulator over changes.
 fn downstream_spec(upstream: &AggregateSpec) -> AggregateSpec {
     let input = Arc::clone(&upstream.output);
@@ -262,6 +300,8 @@ fn downstream_spec(upstream: &AggregateSpec) -> AggregateSpec {
         call(&input, Function::Min, Some("key"), DataType::Utf8),
         call(&input, Function::First, Some("Max_integer"), DataType::Int64),
         call(&input, Function::Last, Some("key"), DataType::Utf8),
+        call(&input, Function::CountDistinct, Some("Sum_float"), DataType::Int64),
+        call(&input, Function::CountDistinct, Some("key"), DataType::Int64),
     ];
     spec_of(input, &["window_start"], calls, Order::RowKey(vec![0, 1, 2]), true)
 }
