@@ -447,6 +447,8 @@ impl Worker {
             slot.ended_told = slot.end_committed;
             match self.member.start(partition, offset) {
                 Err(LogError::Fenced(why)) => return Ok(Some(Ended::Fenced(why))),
+                // The group took the partition away meanwhile, of which the next poll would tell.
+                Err(error @ LogError::Other { .. }) => return Ok(Some(Ended::Rejoin(error.to_string()))),
                 started => started?,
             }
         }

@@ -47,7 +47,13 @@ pub(super) fn committed(
                 }
                 return Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect());
             }
-            Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT if Instant::now() < deadline => {
+            // The coordinator moves, or is coming back.
+            Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT
+            | Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR
+            | Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE
+            | Code::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS
+                if Instant::now() < deadline =>
+            {
                 std::thread::sleep(Duration::from_millis(50));
             }
             code => return Err(client.error(code, &what, "")),
