@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::io;
 
+use crate::objects::messages_of;
+
 pub type Result<T, E = LakeError> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +48,7 @@ impl LakeError {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                 LakeError::Full { path: path.to_owned() }
             }
-            _ => LakeError::Store { what, path: path.to_owned(), detail: chain(error) },
+            _ => LakeError::Store { what, path: path.to_owned(), detail: messages_of(error) },
         }
     }
 }
@@ -55,18 +57,4 @@ impl LakeError {
 pub(super) fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
     std::iter::successors(Some(error), |&error| error.source())
         .find_map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind))
-}
-
-/// The messages of the chain that add something to the ones before them.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = String::new();
-    for error in std::iter::successors(Some(error), |&error| error.source()) {
-        let message = error.to_string();
-        if text.is_empty() {
-            text = message;
-        } else if !text.contains(&message) {
-            text = format!("{text}: {message}");
-        }
-    }
-    text
 }

@@ -36,7 +36,7 @@ pub enum ObjectError {
 
 /// What an error of S3 at a place means.
 pub(super) fn explain(error: Error, place: &str, bucket: &str) -> ObjectError {
-    let text = chain(&error);
+    let text = messages_of(&error);
     let place = place.to_owned();
     match error {
         Error::NotFound { .. } if text.contains("NoSuchBucket") => {
@@ -73,8 +73,8 @@ pub(super) fn plain(error: Error) -> ObjectError {
     }
 }
 
-/// The messages of the chain that add something to the ones before them.
-fn chain(error: &(dyn StdError + 'static)) -> String {
+/// An error's messages and those of its sources, where they add something to the ones before them.
+pub fn messages_of(error: &(dyn StdError + 'static)) -> String {
     let mut text = String::new();
     for error in std::iter::successors(Some(error), |&error| error.source()) {
         let message = error.to_string();

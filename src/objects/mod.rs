@@ -27,7 +27,7 @@ use object_store::{
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-pub use error::{ObjectError, Result};
+pub use error::{ObjectError, Result, messages_of};
 pub use location::Location;
 
 use crate::config::S3;
