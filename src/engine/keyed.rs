@@ -181,7 +181,7 @@ impl KeyedTask {
         let origins = self.origins.to_bytes();
         let mut state = lock(&self.state)?;
         if state.get(ORIGINS_KEY)?.as_deref() != Some(&origins) {
-            state.put(ORIGINS_KEY.to_vec(), origins);
+            state.put(ORIGINS_KEY, &origins);
         }
         drop(state);
         let watermark = self.watermark();

@@ -13,6 +13,7 @@
 //! either can be replaced without a change elsewhere.
 //! Invariant: nothing that is not committed is ever written to a store (rule R7).
 
+mod arena;
 mod copies;
 mod error;
 mod layer;

@@ -63,12 +63,18 @@ impl TaskState {
         Ok(self.store.get(key)?.map(Cow::Owned))
     }
 
-    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.epoch.set(&key, Some(value));
+    pub fn put(&mut self, key: &[u8], value: &[u8]) {
+        self.epoch.put(key, value);
     }
 
-    pub fn delete(&mut self, key: Vec<u8>) {
-        self.epoch.set(&key, None);
+    /// Puts a key that `get` has just not found: if it is deleted before the next checkpoint, none writes anything of it.
+    pub fn put_new(&mut self, key: &[u8], value: &[u8]) {
+        debug_assert!(!matches!(self.get(key), Ok(Some(_))), "a new key is there already");
+        self.epoch.put_fresh(key, value);
+    }
+
+    pub fn delete(&mut self, key: &[u8]) {
+        self.epoch.delete(key);
     }
 
     /// Visits `from..to` in key order until the visitor returns `Break`. An empty `to` means no upper bound.
@@ -121,6 +127,12 @@ impl TaskState {
     pub fn memory_bytes(&self) -> usize {
         let frozen = if self.writing { self.frozen.bytes() } else { 0 };
         self.epoch.bytes() + self.committed.bytes() + frozen
+    }
+
+    /// What the layers have taken from the machine.
+    #[cfg(test)]
+    pub(super) fn memory_reserved(&self) -> usize {
+        self.epoch.reserved() + self.committed.reserved() + self.frozen.reserved()
     }
 
     /// Writes what is committed as the checkpoint at `offset`, the committed offset; right after `commit_epoch`.

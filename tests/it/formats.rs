@@ -80,7 +80,7 @@ fn an_exchange_of_another_format() {
     assert_refused(&outcome, &[EXCHANGE, "/1 at offset ", "it has format version 2, this program reads 1"]);
 }
 
-/// Makes the copies of checkpoints at offsets that `keep` says ones of format 2, whole by their checksums, and
+/// Makes the copies of checkpoints at offsets that `keep` says ones of format 3, whole by their checksums, and
 /// deletes the others.
 fn make_copies_newer(project: &Project, keep: fn(i64) -> bool) {
     fn walk(folder: &std::path::Path, keep: fn(i64) -> bool, changed: &mut usize) {
@@ -95,7 +95,7 @@ fn make_copies_newer(project: &Project, keep: fn(i64) -> bool) {
                 }
                 let text = std::fs::read_to_string(&path).unwrap();
                 let (_, manifest) = text.trim_end_matches('}').split_once("\"manifest\":").unwrap();
-                let manifest = format!("{manifest}}}").replacen("\"version\":1", "\"version\":2", 1);
+                let manifest = format!("{manifest}}}").replacen("\"version\":2", "\"version\":3", 1);
                 let checksum = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(manifest.as_bytes()));
                 std::fs::write(&path, format!("{{\"checksum\":\"{checksum}\",\"manifest\":{manifest}}}"))
                     .unwrap();
@@ -112,7 +112,7 @@ fn make_copies_newer(project: &Project, keep: fn(i64) -> bool) {
 
 #[test]
 fn checkpoints_of_another_format() {
-    let said = "is of format 2, and this program reads 1";
+    let said = "is of format 3, and this program reads 2";
     // The one at offset 0 may be what a replay has left: without it the log may not be all.
     let outcome = run_after(|project, _| make_copies_newer(project, |_| true));
     assert_refused(&outcome, &[said, EXCHANGE, "what it began with may not be in the log"]);

@@ -1,10 +1,10 @@
-//! A group's state as a value of the task's state.
+//! A group's state as bytes: the state columns in arrow's row encoding.
 //!
-//! A version byte, the CRC-32C of what follows, then the state columns in arrow's row encoding.
+//! As a value of the task's state it stands behind a version byte and its CRC-32C.
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::DataType;
-use arrow::row::{Row, RowConverter, SortField};
+use arrow::row::{Row, RowConverter, Rows, SortField};
 
 use super::super::accumulator::state_fields;
 use super::super::evaluate::failed;
@@ -17,8 +17,10 @@ const HEAD: usize = 5;
 pub(super) struct StateCodec {
     view: std::sync::Arc<str>,
     converter: RowConverter,
-    /// The value of a group to which nothing was added.
+    /// The row of a group to which nothing was added.
     empty: Vec<u8>,
+    /// The rows at hand.
+    rows: Rows,
 }
 
 impl StateCodec {
@@ -28,14 +30,25 @@ impl StateCodec {
         let converter = RowConverter::new(types.map(SortField::new).collect())?;
         let mut calls = Calls::new(spec)?;
         calls.grow(1);
-        let empty = value(converter.convert_columns(&calls.states(&[0])?)?.row(0));
-        Ok(Self { view: spec.view.clone(), converter, empty })
+        let empty = converter.convert_columns(&calls.states(&[0])?)?.row(0).data().to_vec();
+        let rows = converter.empty_rows(0, 0);
+        Ok(Self { view: spec.view.clone(), converter, empty, rows })
     }
 
-    /// One value a row; `None` where nothing is left of the group.
-    pub(super) fn encode(&self, columns: &[ArrayRef]) -> Result<Vec<Option<Vec<u8>>>> {
-        let rows = self.converter.convert_columns(columns)?;
-        Ok(rows.iter().map(value).map(|value| (value != self.empty).then_some(value)).collect())
+    /// One row a group, in order; `None` where nothing is left of the group.
+    pub(super) fn encode(&mut self, columns: &[ArrayRef]) -> Result<impl Iterator<Item = Option<&[u8]>>> {
+        self.rows.clear();
+        self.converter.append(&mut self.rows, columns)?;
+        let empty = &self.empty;
+        Ok(self.rows.iter().map(move |row| Some(row.data()).filter(|data| data != empty)))
+    }
+
+    /// Sets `value` to the value that holds the row.
+    pub(super) fn close(row: &[u8], value: &mut Vec<u8>) {
+        value.clear();
+        value.push(VERSION);
+        value.extend_from_slice(&crc32c::crc32c(row).to_le_bytes());
+        value.extend_from_slice(row);
     }
 
     /// The row in a value, checked.
@@ -50,19 +63,10 @@ impl StateCodec {
         })
     }
 
-    /// The state columns of rows that `open` returned.
+    /// The state columns of rows.
     pub(super) fn decode<'a>(&self, rows: impl Iterator<Item = &'a [u8]>) -> Result<Vec<ArrayRef>> {
         let parser = self.converter.parser();
         let rows: Vec<Row<'_>> = rows.map(|row| parser.parse(row)).collect();
         Ok(self.converter.convert_rows(rows)?)
     }
-}
-
-fn value(row: Row<'_>) -> Vec<u8> {
-    let row = row.data();
-    let mut value = Vec::with_capacity(HEAD + row.len());
-    value.push(VERSION);
-    value.extend_from_slice(&crc32c::crc32c(row).to_le_bytes());
-    value.extend_from_slice(row);
-    value
 }

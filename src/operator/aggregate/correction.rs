@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
-use arrow::compute::{interleave, take};
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::compute::interleave;
 use arrow::row::RowConverter;
 
 use super::super::{Output, Result};
@@ -22,22 +22,17 @@ pub(super) struct Emitted {
 }
 
 impl FinalAggregate {
-    /// What was emitted of the groups of closed windows that the state held.
+    /// What was emitted of groups of closed windows, from the state that was kept of them.
     pub(super) fn emitted(&self, found: &[u32], old: &[ArrayRef]) -> Result<Emitted> {
         let mut emitted = Emitted { places: BTreeMap::new(), results: Vec::new() };
-        let closed = |&(_, group): &(usize, &u32)| self.is_closed(self.keys.window_end(*group));
-        let rows: Vec<u32> = found.iter().enumerate().filter(closed).map(|(row, _)| row as u32).collect();
-        let indices = UInt32Array::from(rows.clone());
-        let old = old.iter().map(|column| take(column, &indices, None));
-        let old: Vec<ArrayRef> = old.collect::<Result<_, _>>()?;
         let mut calls = Calls::new(&self.spec)?;
-        calls.grow(rows.len());
-        let numbers: Vec<u32> = (0..rows.len() as u32).collect();
-        calls.merge(&numbers, &old)?;
+        calls.grow(found.len());
+        let numbers: Vec<u32> = (0..found.len() as u32).collect();
+        calls.merge(&numbers, old)?;
         let shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
         emitted.results = calls.results(&shown)?;
         for (place, &number) in shown.iter().enumerate() {
-            emitted.places.insert(found[rows[number as usize] as usize], place);
+            emitted.places.insert(found[number as usize], place);
         }
         Ok(emitted)
     }

@@ -1,7 +1,7 @@
 //! The second half of the aggregate: merges partial rows by key, closes windows, corrects closed ones.
 //!
-//! State keys are the operator's id, 0 for an open window or 1 for a closed one, and the group's key. What was
-//! emitted for a closed group is the result of the state that is kept for it.
+//! The state's keys are the operator's id, 0 for an open window, and the group's key; closed windows' groups are kept
+//! by `closed.rs`. What was emitted for a closed group is the result of the state that is kept for it.
 //!
 //! Invariant: a group's state is in the section that its window and the watermark name, so an operator that was
 //! built anew and is told the watermark again emits nothing twice.
@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use arrow::row::{RowConverter, SortField};
 
 use super::super::evaluate::failed;
 use super::super::{AggregateSpec, Expired, Input, Operator, Output, Result, SharedState};
 use super::calls::Calls;
+use super::closed::{ClosedGroups, GroupChange};
 use super::codec::StateCodec;
 use super::keys::{Keys, key_window_end, window_prefix};
 use super::{closes_at, group_columns, key_columns, row_time, window_ends};
@@ -38,6 +39,7 @@ pub struct FinalAggregate {
     pub(super) spec: Arc<AggregateSpec>,
     state: SharedState,
     codec: StateCodec,
+    closed: ClosedGroups,
     /// The groups that this epoch has touched since they were last merged into the state.
     pub(super) keys: Keys,
     pub(super) calls: Calls,
@@ -57,6 +59,7 @@ impl FinalAggregate {
         Ok(Self {
             state,
             codec: StateCodec::new(&spec)?,
+            closed: ClosedGroups::new(Arc::clone(&spec.view), [spec.state_id, CLOSED]),
             keys: Keys::new(&spec)?,
             calls: Calls::new(&spec)?,
             groups: Vec::new(),
@@ -120,62 +123,73 @@ impl FinalAggregate {
             return Ok(());
         }
         let order = self.keys.sorted();
-        let closed: Vec<u32> =
-            order.iter().copied().filter(|&group| self.is_closed(self.keys.window_end(group))).collect();
+        let (closed, open): (Vec<u32>, Vec<u32>) =
+            order.into_iter().partition(|&group| self.is_closed(self.keys.window_end(group)));
         let state = Arc::clone(&self.state);
         let mut state = lock(&state);
-
-        let (found, old) = self.stored(&state, &order)?;
-        let emitted = if closed.is_empty() { None } else { Some(self.emitted(&found, &old)?) };
-        if !found.is_empty() {
-            self.calls.merge(&found, &old)?;
+        if !open.is_empty() {
+            self.merge_open(&open, &mut state)?;
         }
-        if let Some(emitted) = emitted {
-            self.correct(&closed, &emitted, out)?;
-        }
-
-        let values = self.codec.encode(&self.calls.states(&order)?)?;
-        let mut found = found.into_iter().peekable();
-        for (&group, value) in order.iter().zip(values) {
-            let was_found = found.next_if_eq(&group).is_some();
-            let window_end = self.keys.window_end(group);
-            let section = if self.is_closed(window_end) { CLOSED } else { OPEN };
-            let key = state_key(self.spec.state_id, section, self.keys.key(group));
-            match value {
-                Some(value) => state.put(key, value),
-                None if was_found => state.delete(key),
-                None => continue,
-            }
+        if !closed.is_empty() {
+            self.merge_closed(&closed, &mut state, out)?;
         }
         self.keys.clear();
         self.calls.clear();
         Ok(())
     }
 
-    /// Which of these groups the state holds, and their state columns.
-    fn stored(&self, state: &TaskState, groups: &[u32]) -> Result<(Vec<u32>, Vec<ArrayRef>)> {
-        let mut found = Vec::new();
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+    fn merge_open(&mut self, groups: &[u32], state: &mut TaskState) -> Result<()> {
+        let (mut found, mut old) = (Vec::new(), OldRows::default());
         let mut key = Vec::new();
         for &group in groups {
-            let section = if self.is_closed(self.keys.window_end(group)) { CLOSED } else { OPEN };
-            key.clear();
-            key.extend_from_slice(&[self.spec.state_id, section]);
-            key.extend_from_slice(self.keys.key(group));
+            open_key(self.spec.state_id, self.keys.key(group), &mut key);
             if let Some(value) = state.get(&key)? {
-                bytes.extend_from_slice(self.codec.open(&value)?);
-                ends.push(bytes.len());
+                old.push(self.codec.open(&value)?);
                 found.push(group);
             }
         }
-        let mut start = 0;
-        let rows = ends.iter().map(|&end| {
-            let row = &bytes[start..end];
-            start = end;
-            row
-        });
-        let columns = self.codec.decode(rows)?;
-        Ok((found, columns))
+        if !found.is_empty() {
+            self.calls.merge(&found, &self.codec.decode(old.iter())?)?;
+        }
+        let states = self.calls.states(groups)?;
+        let mut found = found.into_iter().peekable();
+        let mut value = Vec::new();
+        for (&group, row) in groups.iter().zip(self.codec.encode(&states)?) {
+            let was_found = found.next_if_eq(&group).is_some();
+            open_key(self.spec.state_id, self.keys.key(group), &mut key);
+            let Some(row) = row else {
+                if was_found {
+                    state.delete(&key);
+                }
+                continue;
+            };
+            StateCodec::close(row, &mut value);
+            match was_found {
+                true => state.put(&key, &value),
+                false => state.put_new(&key, &value),
+            }
+        }
+        Ok(())
+    }
+
+    fn merge_closed(&mut self, groups: &[u32], state: &mut TaskState, out: &mut Output) -> Result<()> {
+        let keys: Vec<&[u8]> = groups.iter().map(|&group| self.keys.key(group)).collect();
+        let (mut found, mut old) = (Vec::new(), OldRows::default());
+        self.closed.read(state, &keys, &mut |number, row| {
+            found.push(groups[number]);
+            old.push(row);
+        })?;
+        let old = self.codec.decode(old.iter())?;
+        let emitted = self.emitted(&found, &old)?;
+        if !found.is_empty() {
+            self.calls.merge(&found, &old)?;
+        }
+        self.correct(groups, &emitted, out)?;
+        let states = self.calls.states(groups)?;
+        let rows = self.codec.encode(&states)?;
+        let keys = groups.iter().map(|&group| self.keys.key(group));
+        let changes: Vec<GroupChange<'_>> = keys.zip(rows).collect();
+        self.closed.write(state, &changes)
     }
 
     /// Emits the windows that the watermark closes, in the order of their keys.
@@ -185,18 +199,23 @@ impl FinalAggregate {
         loop {
             let due = self.scan(&state, OPEN, self.first_open, |end| self.is_closed(end))?;
             self.first_open = due.next_window_end;
-            if due.keys.is_empty() {
+            if due.groups.is_empty() {
                 return Ok(());
             }
             self.emit(&due, out)?;
-            for (key, value) in due.keys.into_iter().zip(due.values) {
-                state.delete(state_key(self.spec.state_id, OPEN, &key));
-                let window_end = self.window_end(&key)?;
+            let mut open = Vec::new();
+            let mut kept = Vec::with_capacity(due.groups.len());
+            for number in 0..due.groups.len() {
+                let key = due.key(number);
+                open_key(self.spec.state_id, key, &mut open);
+                state.delete(&open);
+                let window_end = self.window_end(key)?;
                 if !self.is_expired(window_end) {
                     self.first_closed = self.first_closed.min(window_end);
-                    state.put(state_key(self.spec.state_id, CLOSED, &key), value);
+                    kept.push((key, self.codec.open(due.value(number))?));
                 }
             }
+            self.closed.keep(&mut state, kept.into_iter());
             if !due.more {
                 return Ok(());
             }
@@ -204,7 +223,8 @@ impl FinalAggregate {
     }
 
     fn emit(&self, due: &Due, out: &mut Output) -> Result<()> {
-        let rows = due.values.iter().map(|value| self.codec.open(value)).collect::<Result<Vec<_>>>()?;
+        let numbers = 0..due.groups.len();
+        let rows = numbers.map(|number| self.codec.open(due.value(number))).collect::<Result<Vec<_>>>()?;
         let mut calls = Calls::new(&self.spec)?;
         calls.grow(rows.len());
         let numbers: Vec<u32> = (0..rows.len() as u32).collect();
@@ -213,7 +233,7 @@ impl FinalAggregate {
         if shown.is_empty() {
             return Ok(());
         }
-        let keys: Vec<&[u8]> = shown.iter().map(|&number| due.keys[number as usize].as_slice()).collect();
+        let keys: Vec<&[u8]> = shown.iter().map(|&number| due.key(number as usize)).collect();
         let times = keys.iter().map(|key| Ok(row_time(self.window_end(key)?))).collect::<Result<Vec<_>>>()?;
         let mut columns = group_columns(&self.spec, &self.keys.decode(keys.into_iter())?)?;
         columns.extend(calls.results(&shown)?);
@@ -233,8 +253,11 @@ impl FinalAggregate {
         loop {
             let due = self.scan(&state, CLOSED, self.first_closed, |end| self.is_expired(end))?;
             self.first_closed = due.next_window_end;
-            for key in due.keys {
-                state.delete(state_key(self.spec.state_id, CLOSED, &key));
+            let mut block = vec![self.spec.state_id, CLOSED];
+            for number in 0..due.groups.len() {
+                block.truncate(2);
+                block.extend_from_slice(due.key(number));
+                state.delete(&block);
             }
             if !due.more {
                 return Ok(());
@@ -242,9 +265,9 @@ impl FinalAggregate {
         }
     }
 
-    /// The first groups of a section, as long as their windows are due. `first`: no window of the section ends
-    /// before this. Keys before it are deleted ones, which a scan would have to pass every time until the next
-    /// checkpoint takes them.
+    /// The first groups of a section, or of the closed one blocks, as long as their windows are due. `first`: no window
+    /// of the section ends before this. Keys before it are deleted ones, which a scan would have to pass every time
+    /// until the next checkpoint takes them.
     fn scan(
         &self,
         state: &TaskState,
@@ -252,8 +275,8 @@ impl FinalAggregate {
         first: Micros,
         is_due: impl Fn(Micros) -> bool,
     ) -> Result<Due> {
-        let mut due = Due { keys: Vec::new(), values: Vec::new(), next_window_end: Micros::MAX, more: false };
-        let from = state_key(self.spec.state_id, section, &window_prefix(first));
+        let mut due = Due { next_window_end: Micros::MAX, ..Due::default() };
+        let from = [&[self.spec.state_id, section], &window_prefix(first)[..]].concat();
         let to = crate::state::prefix_end(&[self.spec.state_id, section]);
         let mut damaged = false;
         state.scan(&from, &to, &mut |key, value| {
@@ -262,13 +285,12 @@ impl FinalAggregate {
                 damaged = true;
                 return ControlFlow::Break(());
             };
-            due.more = due.keys.len() == GROUPS_PER_BATCH;
+            due.more = due.groups.len() == GROUPS_PER_BATCH;
             if due.more || !is_due(window_end) {
                 due.next_window_end = window_end;
                 return ControlFlow::Break(());
             }
-            due.keys.push(key.to_vec());
-            due.values.push(if section == OPEN { value.to_vec() } else { Vec::new() });
+            due.push(key, if section == OPEN { value } else { &[] });
             ControlFlow::Continue(())
         })?;
         if damaged { Err(self.damaged_key()) } else { Ok(due) }
@@ -286,20 +308,60 @@ impl FinalAggregate {
 }
 
 /// Groups that a scan found.
+#[derive(Default)]
 struct Due {
-    keys: Vec<Vec<u8>>,
-    values: Vec<Vec<u8>>,
+    bytes: Vec<u8>,
+    /// Where each group's key ends in `bytes`, and its value behind it.
+    groups: Vec<(usize, usize)>,
     /// The end of the first window that was not taken.
     next_window_end: Micros,
     /// Whether more may be due.
     more: bool,
 }
 
-fn state_key(state_id: u8, section: u8, key: &[u8]) -> Vec<u8> {
-    let mut state_key = Vec::with_capacity(2 + key.len());
-    state_key.extend_from_slice(&[state_id, section]);
-    state_key.extend_from_slice(key);
-    state_key
+impl Due {
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        let key_end = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.groups.push((key_end, self.bytes.len()));
+    }
+
+    fn key(&self, number: usize) -> &[u8] {
+        let start = if number == 0 { 0 } else { self.groups[number - 1].1 };
+        &self.bytes[start..self.groups[number].0]
+    }
+
+    fn value(&self, number: usize) -> &[u8] {
+        let (key_end, end) = self.groups[number];
+        &self.bytes[key_end..end]
+    }
+}
+
+/// Rows of groups that the state held.
+#[derive(Default)]
+struct OldRows {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl OldRows {
+    fn push(&mut self, row: &[u8]) {
+        self.bytes.extend_from_slice(row);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+    }
+}
+
+/// Sets `into` to the state's key of an open window's group.
+fn open_key(state_id: u8, key: &[u8], into: &mut Vec<u8>) {
+    into.clear();
+    into.extend_from_slice(&[state_id, OPEN]);
+    into.extend_from_slice(key);
 }
 
 /// A thread that panicked with the lock held has ended its task, and with it this state.

@@ -81,9 +81,21 @@ impl Keys {
 
     /// All groups in the order of their keys.
     pub(super) fn sorted(&self) -> Vec<u32> {
-        let mut groups: Vec<u32> = (0..self.len() as u32).collect();
-        groups.sort_unstable_by(|&left, &right| self.key(left).cmp(self.key(right)));
-        groups
+        // Nearly every pair is told apart by its window and the next 16 bytes, which stand here side by side.
+        let mut groups: Vec<(Micros, u128, u32)> = (0..self.len() as u32)
+            .map(|group| {
+                let own = self.key(group).get(WINDOW_PREFIX_BYTES..).unwrap_or_default();
+                let mut first = [0; 16];
+                let length = own.len().min(first.len());
+                first[..length].copy_from_slice(&own[..length]);
+                (self.window_end(group), u128::from_be_bytes(first), group)
+            })
+            .collect();
+        groups.sort_unstable_by(|left, right| {
+            let first = (left.0, left.1).cmp(&(right.0, right.1));
+            first.then_with(|| self.key(left.2).cmp(self.key(right.2)))
+        });
+        groups.into_iter().map(|(_, _, group)| group).collect()
     }
 
     /// The key columns, from keys.
@@ -107,15 +119,18 @@ fn stored<'a>(bytes: &'a [u8], key_ends: &[usize], group: u32) -> &'a [u8] {
     &bytes[start..key_ends[group]]
 }
 
+/// What the keys of a window's groups begin with.
+pub(super) const WINDOW_PREFIX_BYTES: usize = 9;
+
 /// The first bytes of all keys of windows that end at `window_end`.
-pub(super) fn window_prefix(window_end: Micros) -> [u8; 9] {
-    let mut prefix = [1; 9];
+pub(super) fn window_prefix(window_end: Micros) -> [u8; WINDOW_PREFIX_BYTES] {
+    let mut prefix = [1; WINDOW_PREFIX_BYTES];
     prefix[1..].copy_from_slice(&(window_end as u64 ^ 1 << 63).to_be_bytes());
     prefix
 }
 
 /// The end of the window in a key.
 pub(super) fn key_window_end(key: &[u8]) -> Option<Micros> {
-    let bytes = key.get(1..9)?.first_chunk::<8>()?;
+    let bytes = key.get(1..WINDOW_PREFIX_BYTES)?.first_chunk::<8>()?;
     Some((u64::from_be_bytes(*bytes) ^ 1 << 63) as Micros)
 }

@@ -9,6 +9,7 @@
 //! Invariant: a group's key is its window's end and its other group columns, as bytes that sort by window first.
 
 mod calls;
+mod closed;
 mod codec;
 mod correction;
 mod final_aggregate;

@@ -31,10 +31,10 @@ impl Copied {
 
     pub fn step(&mut self, offset: i64) -> CopyStats {
         for number in 0..10 {
-            self.state.put(format!("{offset} {number}").into_bytes(), value(number, 50));
+            self.state.put(format!("{offset} {number}").as_bytes(), &value(number, 50));
         }
-        self.state.put(b"always".to_vec(), offset.to_be_bytes().to_vec());
-        self.state.delete(format!("{} 3", offset - 10).into_bytes());
+        self.state.put(b"always", &offset.to_be_bytes());
+        self.state.delete(format!("{} 3", offset - 10).as_bytes());
         self.state.commit_epoch();
         let writer = self.state.begin_checkpoint(offset);
         writer.write().unwrap();

@@ -10,6 +10,7 @@ use super::Rows;
 
 #[derive(Clone, Debug)]
 enum Operation {
+    /// A key that is not there is put as a new one.
     Put(Vec<u8>, Vec<u8>),
     Delete(Vec<u8>),
     Get(Vec<u8>),
@@ -64,12 +65,15 @@ fn run(operations: &[Operation], cache_bytes: usize, open: impl Fn() -> Box<dyn 
     for operation in operations {
         match operation {
             Operation::Put(key, value) => {
-                state.put(key.clone(), value.clone());
+                match epoch.contains_key(key) {
+                    true => state.put(key, value),
+                    false => state.put_new(key, value),
+                }
                 epoch.insert(key.clone(), value.clone());
                 epoch_is_empty = false;
             }
             Operation::Delete(key) => {
-                state.delete(key.clone());
+                state.delete(key);
                 epoch.remove(key);
                 epoch_is_empty = false;
             }
@@ -179,7 +183,7 @@ fn layers_over_sled_are_a_sorted_map() {
 fn a_visitor_may_read_and_scan() {
     let mut state = TaskState::new(Box::new(MemoryStore::new()));
     for byte in 0..4 {
-        state.put(vec![byte], vec![byte]);
+        state.put(&[byte], &[byte]);
         state.commit_epoch();
         if byte % 2 == 0 {
             state.checkpoint(i64::from(byte)).unwrap();
@@ -199,25 +203,64 @@ fn a_visitor_may_read_and_scan() {
 #[should_panic(expected = "this epoch is not committed")]
 fn what_is_not_committed_is_never_checkpointed() {
     let mut state = TaskState::new(Box::new(MemoryStore::new()));
-    state.put(b"key".to_vec(), b"value".to_vec());
+    state.put(b"key", b"value");
     let _ = state.checkpoint(1);
 }
 
 #[test]
 fn memory_is_counted_and_given_back() {
     let mut state = TaskState::new(Box::new(MemoryStore::new()));
-    state.put(b"key".to_vec(), vec![0; 1_000]);
+    state.put(b"key", &[0; 1_000]);
     let first = state.memory_bytes();
     assert!(first >= 1_003);
-    state.put(b"key".to_vec(), vec![0; 3_000]);
+    state.put(b"key", &[0; 3_000]);
     assert_eq!(state.memory_bytes(), first + 2_000);
     state.commit_epoch();
-    state.delete(b"key".to_vec());
+    state.delete(b"key");
     state.abort_epoch();
     assert_eq!(state.memory_bytes(), first + 2_000);
-    state.delete(b"key".to_vec());
+    state.delete(b"key");
     state.commit_epoch();
     assert_eq!(state.memory_bytes(), first - 1_000);
     state.checkpoint(1).unwrap();
     assert_eq!(state.memory_bytes(), 0);
+}
+
+#[test]
+fn what_came_and_went_between_two_checkpoints_is_not_written() {
+    let mut state = TaskState::new(Box::new(MemoryStore::new()));
+    state.put_new(b"stays", b"1");
+    state.put_new(b"goes", b"1");
+    state.commit_epoch();
+    state.delete(b"goes");
+    state.put_new(b"within an epoch", b"1");
+    state.delete(b"within an epoch");
+    state.commit_epoch();
+    assert_eq!(state.checkpoint(1).unwrap().changes, 1);
+    // The store has it: that it is gone must be written.
+    state.delete(b"stays");
+    state.commit_epoch();
+    assert_eq!(state.checkpoint(2).unwrap().changes, 1);
+}
+
+#[test]
+fn memory_does_not_grow_with_what_came_and_went() {
+    let mut state = TaskState::new(Box::new(MemoryStore::new()));
+    let before = state.memory_reserved();
+    for epoch in 0..500_u32 {
+        for key in 0..100_u32 {
+            let key = [epoch.to_be_bytes(), key.to_be_bytes()].concat();
+            state.put_new(&key, &[7; 100]);
+            if epoch > 0 {
+                let mut last = key.clone();
+                last[..4].copy_from_slice(&(epoch - 1).to_be_bytes());
+                state.delete(&last);
+            }
+        }
+        state.put(b"long", &vec![0; 20_000 + epoch as usize]);
+        state.commit_epoch();
+        assert_eq!(scan(&state, &[], &[], usize::MAX - 1).len(), 101);
+    }
+    let grown = state.memory_reserved() - before;
+    assert!(grown < 4 << 20, "{grown} bytes for 100 keys");
 }

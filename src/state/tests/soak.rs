@@ -39,11 +39,11 @@ fn soak() {
     for checkpoint in 0..CHECKPOINTS {
         for change in 0..CHANGES {
             let number = (checkpoint * 2_654_435_761 + change * 40_503) % KEYS;
-            state.put(key(number), value(number ^ checkpoint, 64));
+            state.put(&key(number), &value(number ^ checkpoint, 64));
         }
         // Values that lie in pieces, another key each time, and the one before it deleted.
-        state.put(format!("long {checkpoint}").into_bytes(), value(checkpoint, 50_000));
-        state.delete(format!("long {}", checkpoint.wrapping_sub(1)).into_bytes());
+        state.put(format!("long {checkpoint}").as_bytes(), &value(checkpoint, 50_000));
+        state.delete(format!("long {}", checkpoint.wrapping_sub(1)).as_bytes());
         state.commit_epoch();
         state.checkpoint(checkpoint as i64).unwrap();
         // By now sled has filled the segments that it goes on to use in turn.

@@ -102,7 +102,7 @@ fn damaged_state_is_an_error() {
     for place in 0..value.len() {
         let mut damaged = value.clone();
         damaged[place] ^= 1;
-        state.lock().unwrap().put(key.clone(), damaged);
+        state.lock().unwrap().put(&key, &damaged);
         let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
         operator.process(0, &feed(), &mut out).unwrap();
         let error = operator.flush(&mut out).unwrap_err();
