@@ -94,6 +94,10 @@ impl Records for Messages {
         self.messages.len()
     }
 
+    fn bytes(&self) -> usize {
+        self.messages.iter().map(Message::bytes).sum()
+    }
+
     fn get(&self, index: usize) -> RecordRef<'_> {
         let raw = self.messages[index].raw();
         let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
