@@ -93,7 +93,7 @@ impl Bid {
 }
 
 /// Xorshift.
-fn next(state: &mut u64) -> u64 {
+pub fn next(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
     *state ^= *state << 17;

@@ -188,24 +188,11 @@ impl Bench<'_> {
     fn window(&self) -> Result<Measured> {
         let (measured, report, progress) = self.catch_up(self.plan(bids::window_topology)?)?;
         let mut expected = Expected::new(&self.setting.shape);
-        let (closed, open) = expected.rows();
+        let (_, open) = expected.rows();
         check_counters(&expected, &report.counters, self.setting)?;
         let windows_open = progress.tasks().values().filter_map(|task| task.open_windows).sum();
         expect("windows open", open, windows_open)?;
-        let (mut rows, mut bids) = (0, 0);
-        self.each_refined(|row| {
-            let started = row["window_start"].as_str().unwrap_or_default();
-            let started = chrono::DateTime::parse_from_rfc3339(started)?.timestamp_millis();
-            let found = Group {
-                bids: integer(row, "bids")?,
-                total: integer(row, "total")?,
-                highest: integer(row, "highest")?,
-            };
-            bids += found.bids;
-            rows += 1;
-            expected.take(started, integer(row, "auction")?, found)
-        })?;
-        expect("rows of closed windows", closed, rows)?;
+        let Windows { rows, bids } = check_windows(&*self.log, &self.refined(), &mut expected)?;
         let found = format!(
             "{bids} bids in {rows} rows, {} in {open} open windows, {} commits",
             expected.passing.bids - bids,
@@ -218,16 +205,7 @@ impl Bench<'_> {
         let (measured, report, _) = self.catch_up(self.plan(bids::stateless_topology)?)?;
         let expected = Expected::new(&self.setting.shape);
         check_counters(&expected, &report.counters, self.setting)?;
-        let mut found = Group::default();
-        self.each_refined(|row| {
-            let price = integer(row, "price")?;
-            found =
-                Group { bids: found.bids + 1, total: found.total + price, highest: found.highest.max(price) };
-            Ok(())
-        })?;
-        if found != expected.passing {
-            return Err(format!("refined: found {found:?}, expected {:?}", expected.passing).into());
-        }
+        let found = check_stateless(&*self.log, &self.refined(), &expected)?;
         Ok(Measured { found: format!("{} rows, {} commits", found.bids, report.commits), ..measured })
     }
 
@@ -270,19 +248,8 @@ impl Bench<'_> {
         Ok(Measured { found, ..measured })
     }
 
-    /// Reads the job's refined topic.
-    fn each_refined(&self, mut each: impl FnMut(&serde_json::Value) -> Result<()>) -> Result<()> {
-        let topic = format!("{}.out", self.name);
-        let count = self.log.partitions(&topic)?.ok_or("there is no refined topic")?;
-        let partitions: Vec<_> =
-            (0..count).map(|partition| TopicPartition::new(topic.as_str(), partition)).collect();
-        each_run(&*self.log, &partitions, |run| {
-            for index in 0..run.records.len() {
-                let value = run.records.get(index).value.ok_or("a refined record was deleted")?;
-                each(&serde_json::from_slice(value)?)?;
-            }
-            Ok(())
-        })
+    fn refined(&self) -> String {
+        format!("{}.out", self.name)
     }
 
     fn clean(&self) -> Result<()> {
@@ -294,6 +261,63 @@ impl Bench<'_> {
         }
         Ok(std::fs::remove_dir_all(&self.scratch)?)
     }
+}
+
+/// What was found in the window job's refined topic.
+pub struct Windows {
+    pub rows: u64,
+    pub bids: i64,
+}
+
+/// Compares the window job's refined topic with what is expected, row by row.
+pub fn check_windows(log: &dyn Log, topic: &str, expected: &mut Expected) -> Result<Windows> {
+    let (closed, _) = expected.rows();
+    let mut found = Windows { rows: 0, bids: 0 };
+    each_refined(log, topic, |row| {
+        let started = row["window_start"].as_str().unwrap_or_default();
+        let started = chrono::DateTime::parse_from_rfc3339(started)?.timestamp_millis();
+        let group = Group {
+            bids: integer(row, "bids")?,
+            total: integer(row, "total")?,
+            highest: integer(row, "highest")?,
+        };
+        found.bids += group.bids;
+        found.rows += 1;
+        expected.take(started, integer(row, "auction")?, group)
+    })?;
+    expect("rows of closed windows", closed, found.rows)?;
+    Ok(found)
+}
+
+/// Compares the stateless job's refined topic with what is expected: records, their sum, their highest.
+pub fn check_stateless(log: &dyn Log, topic: &str, expected: &Expected) -> Result<Group> {
+    let mut found = Group::default();
+    each_refined(log, topic, |row| {
+        let price = integer(row, "price")?;
+        found = Group { bids: found.bids + 1, total: found.total + price, highest: found.highest.max(price) };
+        Ok(())
+    })?;
+    match found == expected.passing {
+        true => Ok(found),
+        false => Err(format!("refined: found {found:?}, expected {:?}", expected.passing).into()),
+    }
+}
+
+/// Reads a refined topic.
+fn each_refined(
+    log: &dyn Log,
+    topic: &str,
+    mut each: impl FnMut(&serde_json::Value) -> Result<()>,
+) -> Result<()> {
+    let count = log.partitions(topic)?.ok_or("there is no refined topic")?;
+    let partitions: Vec<_> = (0..count).map(|partition| TopicPartition::new(topic, partition)).collect();
+    each_run(log, &partitions, |run| {
+        for index in 0..run.records.len() {
+            let value = run.records.get(index).value.ok_or("a refined record was deleted")?;
+            each(&serde_json::from_slice(value)?)?;
+        }
+        Ok(())
+    })
 }
 
 /// Reads partitions from their starts to the ends that they have now.

@@ -5,6 +5,13 @@
 //! meter     CPU, memory and time of one job
 //! jobs      read, decode, window, stateless, replay: each in a process of its own
 //! report    the table and target/bench.json
+//!
+//! latency   record in → refined record visible, at a steady rate
+//! recovery  kill -9 with a million keys of state → first new results
+//! scale     threads, processes, partitions; steady: bytes and requests for a sizing guide
+//! soak      an hour at a steady rate: does anything grow?
+//!
+//! program, place, paced, arrivals, standing, process   what these run and see
 //! ```
 //! The embedded broker runs in another process, so that its CPU is told apart.
 //!
@@ -12,10 +19,21 @@
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark is about the clock")]
 
+mod arrivals;
 mod bids;
 mod jobs;
+mod latency;
 mod meter;
+mod paced;
+mod place;
+mod process;
+mod program;
+mod recovery;
 mod report;
+mod scale;
+mod soak;
+mod standing;
+mod steady;
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -23,7 +41,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use headwater::broker::{Broker, Options};
 
 use bids::Shape;
@@ -80,8 +98,26 @@ struct Arguments {
     #[arg(long, hide = true)]
     scratch: Option<PathBuf>,
     /// Passed by `cargo bench`
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
+    #[command(subcommand)]
+    measurement: Option<Measurement>,
+}
+
+/// What is measured apart from the jobs.
+#[derive(Subcommand)]
+enum Measurement {
+    /// End-to-end latency: record in → refined record visible, at a steady rate
+    Latency(latency::Arguments),
+    /// Time to recover: kill -9 with a million keys of state → first new results
+    Recovery(recovery::Arguments),
+    /// Threads, processes and partitions; bytes and requests for the sizing guide
+    Scale(scale::Arguments),
+    /// An hour at a steady rate: does anything grow?
+    Soak(soak::Arguments),
+    /// Be the process that produces
+    #[command(hide = true)]
+    Produce(paced::Load),
 }
 
 impl Arguments {
@@ -107,6 +143,14 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    match &arguments.measurement {
+        None => {}
+        Some(Measurement::Latency(arguments)) => return latency::measure(arguments),
+        Some(Measurement::Recovery(arguments)) => return recovery::measure(arguments),
+        Some(Measurement::Scale(arguments)) => return scale::measure(arguments),
+        Some(Measurement::Soak(arguments)) => return soak::measure(arguments),
+        Some(Measurement::Produce(load)) => return paced::produce(load),
+    }
     if let Some(folder) = &arguments.serve_broker {
         return serve(folder);
     }

@@ -48,7 +48,7 @@ impl Meter {
 }
 
 /// User and system seconds of this process.
-fn own_cpu() -> Result<f64> {
+pub fn own_cpu() -> Result<f64> {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::uninit();
     // SAFETY: the call fills what it is given, or fails.
     let usage = unsafe {
@@ -62,7 +62,7 @@ fn own_cpu() -> Result<f64> {
 }
 
 /// User and system seconds of another process, to the tick: fields 14 and 15 of proc(5)'s stat.
-fn cpu_of(pid: u32) -> Result<f64> {
+pub fn cpu_of(pid: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The program's name, in parentheses, may hold spaces.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();

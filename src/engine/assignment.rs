@@ -49,6 +49,9 @@ impl Worker {
         let slot = Slot::new(&shared, &partition, recovered.task, recovered.version_start)?;
         self.member.start(&partition, slot.offset())?;
         self.report(&partition, &slot);
+        if let Some(took) = recovered.took {
+            shared.progress.recovered(&partition, took);
+        }
         self.slots.insert(partition, slot);
         Ok(())
     }

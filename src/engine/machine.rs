@@ -31,6 +31,11 @@ pub trait Machine: Send + Sync {
     fn instance(&self) -> &str;
 }
 
+/// The time, before there is a machine to ask.
+pub fn now() -> Instant {
+    Instant::now()
+}
+
 /// Work that was started.
 pub trait Running: Send {
     fn is_finished(&self) -> bool;

@@ -8,6 +8,7 @@
 //! worker.rs             the commit protocol: one consumer, one transactional producer, its tasks
 //! assignment.rs         partitions come to a worker and go
 //! slot.rs               a task of either kind in its worker
+//! start.rs              how a process came to work, and what that took
 //! checkpointing.rs      checkpoints beside the epochs
 //! recovery.rs           checkpoint at S, muted fold S..C
 //! run.rs                a topology live: topics, workers, until-end
@@ -47,6 +48,7 @@ mod run;
 #[cfg(test)]
 mod simulation;
 mod slot;
+mod start;
 mod topics;
 mod until_end;
 mod versions;
@@ -60,6 +62,7 @@ pub use publish::{Refined, SinkEncoder};
 pub use redriven::{RedriveEntry, Redriven};
 pub use replay::{ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
 pub use run::{RunOptions, RunReport, run};
+pub use start::{RecoveryTook, StartStep};
 pub use topics::{TopicNames, redriven_topic};
 pub use versions::{Since, TopologyVersion, VersionStart, refined_ends, since};
 

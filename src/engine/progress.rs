@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use crate::record::{Micros, TopicPartition};
 
 use super::offsets::Counters;
+use super::start::{RecoveryTook, Start, StartStep};
+use crate::state::{Checkpoints, RequestCounts};
 
 /// The durations of this many commits are kept for watchers that look up now and then.
 const COMMITS_KEPT: usize = 4096;
@@ -37,6 +39,8 @@ pub struct TaskProgress {
     pub state_bytes: usize,
     /// The last checkpoint's offset, bytes and seconds.
     pub checkpoint: Option<(i64, usize, f64)>,
+    /// How it came to this process; none for what needs no recovery.
+    pub recovery: Option<RecoveryTook>,
 }
 
 /// Shared between the workers that write it and the watchers that read it.
@@ -60,6 +64,10 @@ struct Inner {
     expired: BTreeMap<Arc<str>, u64>,
     /// Rows that a view failed on in this process, by stage.
     derived_dead: BTreeMap<Arc<str>, u64>,
+    start: Start,
+    checkpoints: u64,
+    /// Where checkpoints are copied to, which counts what it is asked for.
+    copies: Option<Arc<Checkpoints>>,
 }
 
 impl Progress {
@@ -109,10 +117,27 @@ impl Progress {
         self.read(|inner| inner.warned.clone())
     }
 
+    /// The steps of this process's start that its workers have come to, with seconds from the start of `run` to the
+    /// slowest worker's.
+    pub fn start(&self) -> Vec<(StartStep, f64)> {
+        self.read(|inner| inner.start.steps())
+    }
+    /// Checkpoints that this process has written.
+    pub fn checkpoints(&self) -> u64 {
+        self.read(|inner| inner.checkpoints)
+    }
+    /// What this process has asked the object store of its checkpoints for.
+    pub fn copy_requests(&self) -> RequestCounts {
+        self.read(|inner| {
+            inner.copies.as_ref().map_or_else(RequestCounts::default, |copies| copies.requests())
+        })
+    }
+
     pub(crate) fn set(&self, partition: &TopicPartition, task: TaskProgress) {
         self.write(|inner| {
             let before = inner.tasks.get(partition);
             let checkpoint = before.and_then(|before| before.checkpoint);
+            let recovery = task.recovery.or(before.and_then(|before| before.recovery));
             // A task that is new here brings counts that another process has made.
             let (counted, expired, derived_dead) = before.map_or((Counters::default(), 0, 0), |before| {
                 let expired = task.expired.saturating_sub(before.expired);
@@ -126,15 +151,29 @@ impl Progress {
                 *inner.expired.entry(Arc::clone(&task.stage)).or_default() += expired;
                 *inner.derived_dead.entry(Arc::clone(&task.stage)).or_default() += derived_dead;
             }
-            inner.tasks.insert(partition.clone(), TaskProgress { checkpoint, ..task });
+            inner.tasks.insert(partition.clone(), TaskProgress { checkpoint, recovery, ..task });
         });
     }
     pub(crate) fn checkpointed(&self, partition: &TopicPartition, offset: i64, bytes: usize, seconds: f64) {
         self.write(|inner| {
+            inner.checkpoints += 1;
             if let Some(task) = inner.tasks.get_mut(partition) {
                 task.checkpoint = Some((offset, bytes, seconds));
             }
         });
+    }
+    pub(crate) fn reached(&self, step: StartStep, worker: usize, seconds: f64) {
+        self.write(|inner| inner.start.reached(step, worker, seconds));
+    }
+    pub(crate) fn recovered(&self, partition: &TopicPartition, took: RecoveryTook) {
+        self.write(|inner| {
+            if let Some(task) = inner.tasks.get_mut(partition) {
+                task.recovery = Some(took);
+            }
+        });
+    }
+    pub(crate) fn copies_to(&self, copies: &Arc<Checkpoints>) {
+        self.write(|inner| inner.copies = Some(Arc::clone(copies)));
     }
     pub(crate) fn open_windows(&self, partition: &TopicPartition, open: u64) {
         self.write(|inner| {

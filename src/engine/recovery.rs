@@ -18,6 +18,7 @@ use super::keyed::{KeyedTask, SetAside};
 use super::machine::Machine;
 use super::offsets::OffsetMetadata;
 use super::redriven::Redriven;
+use super::start::RecoveryTook;
 use super::topics::TopicNames;
 use super::versions::VersionStart;
 use super::{EngineError, Outputs, Result, lock};
@@ -37,6 +38,8 @@ pub struct Recovered {
     pub task: Task,
     /// What this version of the topology has to say of its beginning here.
     pub version_start: Option<VersionStart>,
+    /// None for what needs no recovery.
+    pub took: Option<RecoveryTook>,
 }
 
 /// What tasks are made from.
@@ -94,6 +97,7 @@ impl Recovery<'_> {
             Some(position) => Some(OffsetMetadata::parse(&position.metadata, partition)?),
             None => None,
         };
+        let mut took = None;
         let task = match self.plan.stages[stage].input {
             StageInput::Source(source) => {
                 let offset = self.source_offset(partition, committed, bounds)?;
@@ -104,7 +108,8 @@ impl Recovery<'_> {
                 Task::Ingest(Box::new(task.skipping(self.redriven.of(partition))))
             }
             StageInput::Exchange { .. } => {
-                let task = self.keyed(partition, stage, bounds, committed, metadata.as_ref())?;
+                let (task, recovery) = self.keyed(partition, stage, bounds, committed, metadata.as_ref())?;
+                took = Some(recovery);
                 Task::Keyed(Box::new(task))
             }
         };
@@ -114,7 +119,7 @@ impl Recovery<'_> {
         };
         let earlier = metadata.as_ref().map(|metadata| metadata.version.as_deref());
         let version_start = VersionStart::here(self.plan, self.log, partition, stands, earlier)?;
-        Ok(Recovered { task, version_start })
+        Ok(Recovered { task, version_start, took })
     }
 
     /// A partition without an offset is a new one, unless the whole group has none: then they have expired, and
@@ -175,7 +180,7 @@ impl Recovery<'_> {
         bounds: Bounds,
         committed: Option<&Position>,
         metadata: Option<&OffsetMetadata>,
-    ) -> Result<KeyedTask> {
+    ) -> Result<(KeyedTask, RecoveryTook)> {
         let offset = committed.map_or(0, |position| position.offset);
         if committed.is_none() && bounds.start > 0 {
             return Err(EngineError::OffsetGone {
@@ -200,6 +205,7 @@ impl Recovery<'_> {
             return Err(EngineError::Closed(self.plan.name.to_string()));
         }
         let name = task_name(partition);
+        let began = self.machine.now();
         let store = self.machine.store(&name)?;
         let fingerprint = &self.plan.fingerprint;
         let recovered = recover(&name, &*store, self.checkpoints, fingerprint, bounds.start, offset)?;
@@ -212,27 +218,38 @@ impl Recovery<'_> {
             RecoveredFrom::Log => "the log alone",
         };
         tracing::info!("{partition}: recovered from {from} at {}, folding to {offset}", recovered.offset);
+        let loaded = self.machine.now();
         let state = Arc::new(Mutex::new(TaskState::new(store)));
         let aside = metadata.map_or_else(SetAside::default, |metadata| SetAside {
             expired: metadata.expired,
             derived_dead: metadata.derived_dead,
         });
         let mut task = KeyedTask::new(self.plan, stage, partition.clone(), state, recovered.offset, aside)?;
+        let mut took = RecoveryTook::default();
         if recovered.offset < offset && !planted(Fault::FoldNotMuted) {
-            self.fold(&mut task, partition, offset)?;
+            took.folded = self.fold(&mut task, partition, offset)?;
         }
         task.count_from(aside);
-        Ok(task)
+        took.load_seconds = loaded.saturating_duration_since(began).as_secs_f64();
+        took.fold_seconds = self.machine.now().saturating_duration_since(loaded).as_secs_f64();
+        tracing::info!(
+            "{partition}: ready at {offset}: opening or loading its state took {:.3} s, folding {} records {:.3} s",
+            took.load_seconds,
+            took.folded,
+            took.fold_seconds
+        );
+        Ok((task, took))
     }
 
-    /// Folds up to the committed offset, muted: its output is in the topics already.
-    fn fold(&self, task: &mut KeyedTask, partition: &TopicPartition, until: i64) -> Result<()> {
+    /// Folds up to the committed offset, muted: its output is in the topics already. The records folded.
+    fn fold(&self, task: &mut KeyedTask, partition: &TopicPartition, until: i64) -> Result<u64> {
         let mut reader = self.log.reader()?;
         if planted(Fault::OldCheckpoint) {
             task.skip_to(self.log.bounds(partition)?.start);
         }
         reader.assign(&[(partition.clone(), task.offset())])?;
         let mut muted = Outputs::default();
+        let mut folded = 0;
         while task.offset() < until {
             if (self.must_stop)() {
                 return Err(EngineError::Cancelled);
@@ -242,6 +259,7 @@ impl Recovery<'_> {
                     Event::Run(run) => {
                         let run = run.until(until);
                         if !run.records.is_empty() {
+                            folded += run.records.len() as u64;
                             task.step(&run, &mut muted)?;
                         }
                         task.skip_to(run.next.min(until));
@@ -261,7 +279,8 @@ impl Recovery<'_> {
             }
         }
         task.flush(&mut muted)?;
-        task.commit()
+        task.commit()?;
+        Ok(folded)
     }
 }
 

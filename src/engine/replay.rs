@@ -458,6 +458,7 @@ impl<'a> Shared<'a> {
             open_windows: None,
             state_bytes: 0,
             checkpoint: None,
+            recovery: None,
         };
         self.progress.set(partition, progress);
     }

@@ -14,11 +14,12 @@ use crate::record::TopicPartition;
 use crate::state::Checkpoints;
 
 use super::drift::{Drift, Others};
-use super::machine::{LocalMachine, Machine};
+use super::machine::{self, LocalMachine, Machine};
 use super::meta::{Meta, MetaEntry, MetaRecord};
 use super::offsets::Counters;
 use super::progress::Progress;
 use super::redriven::Redriven;
+use super::start::StartStep;
 use super::topics::TopicNames;
 use super::until_end::UntilEnd;
 use super::versions::TopologyVersion;
@@ -81,6 +82,8 @@ const FENCED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What one process has to itself.
 pub struct Process {
+    /// When `run` was asked for.
+    pub began: Instant,
     pub machine: Arc<dyn Machine>,
     pub checkpoints: Option<Arc<Checkpoints>>,
     pub progress: Progress,
@@ -89,6 +92,7 @@ pub struct Process {
 
 /// What the workers of one process share.
 pub struct Shared {
+    began: Instant,
     pub plan: Arc<Plan>,
     pub log: Arc<dyn Log>,
     pub names: Arc<TopicNames>,
@@ -117,7 +121,7 @@ impl Shared {
         meta: Option<&Meta>,
         process: Process,
     ) -> Result<Self> {
-        let Process { machine, checkpoints, progress, stop } = process;
+        let Process { began, machine, checkpoints, progress, stop } = process;
         let names = Arc::new(TopicNames::prepare(plan, &**log, meta.map(|meta| &meta.topology))?);
         let mut entries = Vec::new();
         if meta.is_none() {
@@ -130,7 +134,11 @@ impl Shared {
             true => Some(UntilEnd::new(plan, &names, &**log, options.close)?),
             false => None,
         };
+        if let Some(copies) = &checkpoints {
+            progress.copies_to(copies);
+        }
         Ok(Self {
+            began,
             redriven: Redriven::read(&plan.name, &**log)?,
             plan: Arc::clone(plan),
             log: Arc::clone(log),
@@ -147,6 +155,11 @@ impl Shared {
             meta: Mutex::new(entries),
             keyed_partitions,
         })
+    }
+
+    /// A worker has come to a step of its start.
+    pub fn reached(&self, step: StartStep, worker: usize) {
+        self.progress.reached(step, worker, self.since(self.began).as_secs_f64());
     }
 
     /// How long ago that was.
@@ -215,6 +228,7 @@ pub fn run(
     progress: &Progress,
     stop: &Arc<AtomicBool>,
 ) -> Result<RunReport> {
+    let began = machine::now();
     let meta = admit(plan, &**log)?;
     let machine = Arc::new(LocalMachine::open(&options.state_dir.join(&*plan.name))?);
     let checkpoints = match &options.checkpoints {
@@ -224,8 +238,9 @@ pub fn run(
     if let Some(away) = checkpoints.as_ref().map_or(Ok(None), |checkpoints| checkpoints.check())? {
         tracing::warn!("checkpoints stay on this machine until their copies can be written: {away}");
     }
-    let process = Process { machine, checkpoints, progress: progress.clone(), stop: Arc::clone(stop) };
+    let process = Process { began, machine, checkpoints, progress: progress.clone(), stop: Arc::clone(stop) };
     let shared = Arc::new(Shared::open(plan, log, options, meta.as_ref(), process)?);
+    shared.reached(StartStep::Admitted, 0);
     // Dropped at the end, which ends it.
     let _others = Others::new(plan, &shared.names, log, &shared.drift).watch()?;
     let mut outcomes: Vec<Result<u32>> = Vec::new();

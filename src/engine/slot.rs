@@ -161,6 +161,7 @@ impl Slot {
                 open_windows: None,
                 state_bytes: 0,
                 checkpoint: None,
+                recovery: None,
             },
             Task::Keyed(task) => TaskProgress {
                 role: TaskRole::Keyed,
@@ -175,6 +176,7 @@ impl Slot {
                 open_windows: None,
                 state_bytes: lock(task.state()).map_or(0, |state| state.memory_bytes()),
                 checkpoint: None,
+                recovery: None,
             },
         }
     }

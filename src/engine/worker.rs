@@ -24,6 +24,7 @@ use super::meta::MetaEntry;
 use super::recovery::Task;
 use super::run::{Shared, TRANSACTION_TIMEOUT};
 use super::slot::Slot;
+use super::start::StartStep;
 use super::versions::VersionStart;
 use super::{EngineError, Outputs, Result};
 
@@ -57,6 +58,8 @@ struct Epoch {
 pub struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) member: Box<dyn Member>,
+    /// Among the workers of this process.
+    index: usize,
     fence: Option<Fence>,
     pub(super) slots: BTreeMap<TopicPartition, Slot>,
     /// Partitions whose state another worker of this process, which has lost them, has not let go of yet: since when,
@@ -76,6 +79,7 @@ impl Worker {
         let member = shared.log.member(&shared.member_options(index))?;
         Ok(Self {
             member,
+            index,
             fence: None,
             slots: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -244,12 +248,19 @@ impl Worker {
                 {
                     return Ok(Some(ended));
                 }
+                let any = !partitions.is_empty();
+                if any {
+                    self.shared.reached(StartStep::Assigned, self.index);
+                }
                 for partition in partitions {
                     match self.adopt(partition) {
                         // A fold may take minutes; what was asked for meanwhile is to stop.
                         Err(EngineError::Cancelled) => break,
                         adopted => adopted?,
                     }
+                }
+                if any && self.waiting.is_empty() {
+                    self.shared.reached(StartStep::Recovered, self.index);
                 }
                 Ok(None)
             }
@@ -368,6 +379,7 @@ impl Worker {
         }
         self.last_commit = self.shared.machine.now();
         self.aborts = 0;
+        self.shared.reached(StartStep::Committed, self.index);
         self.shared.progress.committed(self.shared.since(began).as_secs_f64());
         for (partition, slot) in &mut self.slots {
             slot.commit(offsets.iter().any(|(sent, _)| sent == partition))?;

@@ -140,6 +140,25 @@ impl Metrics {
         let (commits, aborts, _) = progress.commits();
         counter!("headwater_commits_total", "topology" => self.topology()).absolute(commits);
         counter!("headwater_aborts_total", "topology" => self.topology()).absolute(aborts);
+        for (step, seconds) in progress.start() {
+            gauge!("headwater_start_seconds", "topology" => self.topology(), "step" => step.name())
+                .set(seconds);
+        }
+        counter!("headwater_checkpoints_total", "topology" => self.topology())
+            .absolute(progress.checkpoints());
+        let asked = progress.copy_requests();
+        let operations =
+            [("put", asked.puts), ("get", asked.gets), ("list", asked.lists), ("delete", asked.deletes)];
+        for (operation, requests) in operations {
+            counter!(
+                "headwater_copy_requests_total", "topology" => self.topology(), "operation" => operation,
+            )
+            .absolute(requests);
+        }
+        for (operation, bytes) in [("put", asked.bytes_put), ("get", asked.bytes_got)] {
+            counter!("headwater_copy_bytes_total", "topology" => self.topology(), "operation" => operation)
+                .absolute(bytes);
+        }
         let processed = progress.processed();
         for source in ingested(plan) {
             let counters = processed.get(source).copied().unwrap_or_default();
@@ -196,8 +215,23 @@ impl Metrics {
                     );
                     let offset = checkpoint.map(|(offset, _, _)| offset as f64);
                     self.gauge("headwater_checkpoint_offset", &at, offset);
+                    let folded = task.recovery.map(|took| took.folded as f64);
+                    self.gauge("headwater_recovery_records", &at, folded);
+                    self.record_recovery(&at, &task);
                 }
             }
+        }
+    }
+
+    fn record_recovery(&self, at: &TopicPartition, task: &TaskProgress) {
+        let Some(took) = task.recovery else { return };
+        for (phase, seconds) in [("load", took.load_seconds), ("fold", took.fold_seconds)] {
+            gauge!(
+                "headwater_recovery_seconds",
+                "topology" => self.topology(), "topic" => at.topic.to_string(),
+                "partition" => at.partition.to_string(), "phase" => phase,
+            )
+            .set(seconds);
         }
     }
 
@@ -323,6 +357,28 @@ fn describe() {
         Unit::Count,
         "The offset that the task's last checkpoint stands at"
     );
+    describe_gauge!(
+        "headwater_start_seconds",
+        Unit::Seconds,
+        "From the start of run to a step of it, by its slowest worker: admitted, assigned, recovered, committed"
+    );
+    describe_gauge!(
+        "headwater_recovery_seconds",
+        Unit::Seconds,
+        "What recovering the task took when it came here: phase=load its checkpoint, phase=fold the records since"
+    );
+    describe_gauge!(
+        "headwater_recovery_records",
+        Unit::Count,
+        "Records that were folded when the task came here"
+    );
+    describe_counter!("headwater_checkpoints_total", Unit::Count, "Checkpoints written, each of one task");
+    describe_counter!(
+        "headwater_copy_requests_total",
+        Unit::Count,
+        "Requests to the object store for copies of checkpoints: put, get, list, delete"
+    );
+    describe_counter!("headwater_copy_bytes_total", Unit::Bytes, "What these requests have put and got");
     describe_gauge!("headwater_state_bytes", Unit::Bytes, "State in memory above the task's last checkpoint");
     describe_counter!(
         "headwater_state_expired_total",

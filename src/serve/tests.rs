@@ -309,6 +309,7 @@ fn task(role: TaskRole, source: Option<&str>, counters: Counters) -> TaskProgres
         open_windows: None,
         state_bytes: 77,
         checkpoint: None,
+        recovery: None,
     }
 }
 

@@ -23,6 +23,7 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutPayload};
 
 use super::manifest::{Chunk, Manifest, Part, checksum};
 use super::packing::{pack, unpack};
+use super::requests::{RequestCounts, Requests};
 use super::{Change, Result, StateError, Store};
 use crate::objects::{Location, ObjectError, Objects, Patience};
 
@@ -37,6 +38,7 @@ pub struct Checkpoints {
     topology: String,
     /// For messages: the URL as it was given.
     place: String,
+    requests: Arc<Requests>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,13 +57,14 @@ impl Checkpoints {
         let location = location.into();
         let place = location.url.clone();
         let objects = Objects::open(&location).map_err(|error| failed(&place, &error))?;
-        Ok(Self { objects, topology: topology.to_string(), place })
+        Ok(Self { objects, topology: topology.to_string(), place, requests: Arc::default() })
     }
 
     /// Over any object store whose futures need no particular runtime; `place` names it in messages.
     pub fn over(objects: Arc<dyn ObjectStore>, topology: &str, place: &str) -> Self {
         let objects = Objects::over(objects, place);
-        Self { objects, topology: topology.to_string(), place: place.to_string() }
+        let (topology, place) = (topology.to_string(), place.to_string());
+        Self { objects, topology, place, requests: Arc::default() }
     }
 
     /// Whether the store can be used. One that does not answer is no error, but a warning for the user: work goes
@@ -82,6 +85,11 @@ impl Checkpoints {
     /// The same copies for someone who can do without them: a store that does not answer soon is not waited for.
     pub fn hurried(&self) -> Self {
         Self { objects: self.objects.hurried(), ..self.clone() }
+    }
+
+    /// What this and everything that shares these copies has asked the store for.
+    pub fn requests(&self) -> RequestCounts {
+        self.requests.counts()
     }
 
     /// The offsets of the task's checkpoints, ascending.
@@ -271,24 +279,29 @@ impl Checkpoints {
     /// The names of the objects in a task's folder.
     fn names(&self, task: &str) -> Result<Vec<String>> {
         let folder = Path::from_iter([self.topology.as_str(), task]);
+        self.requests.list();
         let listed = self.wait(self.objects.store().list(Some(&folder)).try_collect::<Vec<_>>())?;
         Ok(listed.iter().filter_map(|object| object.location.filename().map(str::to_string)).collect())
     }
 
     fn get(&self, task: &str, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.path(task, name);
-        self.wait(async {
+        self.requests.get();
+        let found = self.wait(async {
             match self.objects.store().get(&path).await {
                 Ok(object) => Ok(Some(object.bytes().await?.to_vec())),
                 Err(Error::NotFound { .. }) => Ok(None),
                 Err(error) => Err(error),
             }
-        })
+        })?;
+        self.requests.got(found.as_ref().map_or(0, Vec::len));
+        Ok(found)
     }
 
     /// Creates an object; false if it was there already.
     fn create(&self, task: &str, name: &str, bytes: Vec<u8>) -> Result<bool> {
         let path = self.path(task, name);
+        self.requests.put(bytes.len());
         let created = self
             .objects
             .create(&path, PutPayload::from(bytes))
@@ -312,6 +325,7 @@ impl Checkpoints {
 
     fn delete(&self, task: &str, name: &str) -> Result<()> {
         let path = self.path(task, name);
+        self.requests.delete();
         self.wait(async {
             match self.objects.store().delete(&path).await {
                 // Two workers may prune at once.

@@ -21,6 +21,7 @@ mod manifest;
 mod memory;
 mod packing;
 mod recovery;
+mod requests;
 mod sled;
 mod task;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use copies::{Checkpoints, CopyStats};
 pub use error::{Result, StateError};
 pub use memory::MemoryStore;
 pub use recovery::{Recovered, RecoveredFrom, recover};
+pub use requests::RequestCounts;
 pub use sled::{SledStore, StateDir};
 pub use task::{CheckpointStats, CheckpointWriter, TaskState};
 

@@ -16,6 +16,7 @@ use super::feed::Happening;
 use super::member::ProcessLog;
 use super::objects::Objects;
 use super::process::{Process, SimulatedMachine};
+use crate::engine::machine::Machine;
 use crate::engine::progress::Progress;
 use crate::engine::run::{self, Life, RunOptions, Shared};
 use crate::engine::{EngineError, Result, TopicNames};
@@ -473,8 +474,10 @@ impl World {
         let objects = Objects::new(&self.objects, process);
         let copies = Checkpoints::over(Arc::new(objects), &self.plan.name, "objects");
         let meta = run::admit(&self.plan, &*log)?;
+        let machine = SimulatedMachine(Arc::clone(process));
         let own = run::Process {
-            machine: Arc::new(SimulatedMachine(Arc::clone(process))),
+            began: machine.now(),
+            machine: Arc::new(machine),
             checkpoints: self.settings.copies.then(|| Arc::new(copies)),
             progress: Progress::default(),
             stop: Arc::clone(&process.stop),
