@@ -35,7 +35,7 @@ pub struct Arguments {
     /// Partitions of the source for these
     #[arg(long, default_value = "4,12", value_delimiter = ',')]
     partitions: Vec<i32>,
-    /// Processes with one worker each on four partitions, and, the most of them, on two
+    /// Processes with one worker each on four partitions, where more than one, and the most of them on two
     #[arg(long, default_value = "1,2,3", value_delimiter = ',')]
     processes: Vec<usize>,
     /// Records a second of the steady run that bytes and requests are counted in; 0: none
@@ -78,7 +78,7 @@ impl Job {
 }
 
 /// How a job is spread out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Spread {
     partitions: i32,
     processes: usize,
@@ -103,11 +103,11 @@ pub fn measure(arguments: &Arguments) -> Result<()> {
     for &partitions in &arguments.partitions {
         spreads.extend(arguments.threads.iter().map(|&threads| Spread { partitions, processes: 1, threads }));
     }
-    for &processes in &arguments.processes {
-        spreads.push(Spread { partitions: 4, processes, threads: 1 });
-    }
+    let one_process = Spread { partitions: 4, processes: 1, threads: 1 };
+    let more = arguments.processes.iter().map(|&processes| Spread { processes, ..one_process });
+    spreads.extend(more.filter(|spread| spread.processes > 1).collect::<Vec<_>>());
     if let Some(&processes) = arguments.processes.iter().max() {
-        spreads.push(Spread { partitions: 2, processes, threads: 1 });
+        spreads.push(Spread { partitions: 2, processes, ..one_process });
     }
     let mut rows = Vec::new();
     for job in Job::ALL {
