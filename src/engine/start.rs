@@ -59,3 +59,18 @@ pub struct RecoveryTook {
     pub fold_seconds: f64,
     pub folded: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_the_slowest_workers_first() {
+        let mut start = Start::default();
+        start.reached(StartStep::Assigned, 0, 1.0);
+        start.reached(StartStep::Assigned, 1, 2.0);
+        start.reached(StartStep::Assigned, 0, 9.0);
+        start.reached(StartStep::Committed, 1, 3.0);
+        assert_eq!(start.steps(), [(StartStep::Assigned, 2.0), (StartStep::Committed, 3.0)]);
+    }
+}

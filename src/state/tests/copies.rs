@@ -72,6 +72,23 @@ pub fn damage(object: &Path) {
 }
 
 #[test]
+fn what_is_asked_of_the_store_is_counted() {
+    let mut copied = Copied::new();
+    let stats = copied.step(10);
+    let asked = copied.checkpoints.requests();
+    // The chunks and the manifest, which was looked for first.
+    assert_eq!((asked.puts, asked.gets), (stats.chunks as u64 + 1, 1));
+    assert!(asked.bytes_put > stats.bytes, "{asked:?}, {stats:?}");
+    copied.loaded(10).unwrap();
+    copied.checkpoints.prune(TASK, 1).unwrap();
+    let now = copied.checkpoints.requests();
+    // Loaded whole, and the manifest once more to prune by.
+    let manifest = std::fs::metadata(&copied.objects(10, ".json")[0]).unwrap().len();
+    assert_eq!(now.bytes_got, asked.bytes_put + manifest);
+    assert_eq!((now.lists, now.deletes), (1, 0));
+}
+
+#[test]
 fn every_copy_loads_as_the_state_it_was_made_of() {
     let mut copied = Copied::new();
     let stats: Vec<CopyStats> = (1..=12).map(|step| copied.step(step * 10)).collect();
