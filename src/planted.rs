@@ -24,6 +24,10 @@ pub enum Fault {
     LostRetraction,
     /// R6: the new row of a correction does not reach the topic.
     LostCorrection,
+    /// R6: the old row of a correction is not taken back in a topic without a key.
+    RetractionUnwritten,
+    /// R7: what was told of a window that is still open is not known when it changes again.
+    OpenForgotten,
     /// R1: an epoch outlives the loss of its partitions, and is committed under the next assignment's fence.
     ZombieCommit,
     /// R2: a checkpoint below the log's start is good enough.

@@ -5,6 +5,7 @@
 //! pipeline.rs           a stage's graph of operators
 //! exchange.rs           what lies in an exchange topic
 //! publish.rs            Outputs → produced records
+//! retraction.rs         how a topic without a key is told that a row is no longer right
 //! worker.rs             the commit protocol: one consumer, one transactional producer, its tasks
 //! assignment.rs         partitions come to a worker and go
 //! slot.rs               a task of either kind in its worker
@@ -44,6 +45,7 @@ mod publish;
 mod recovery;
 mod redriven;
 mod replay;
+mod retraction;
 mod run;
 #[cfg(test)]
 mod simulation;
@@ -61,6 +63,7 @@ pub use progress::{Progress, TaskProgress, TaskRole};
 pub use publish::{Refined, SinkEncoder};
 pub use redriven::{RedriveEntry, Redriven};
 pub use replay::{ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
+pub use retraction::{is_retraction, settle};
 pub use run::{RunOptions, RunReport, run};
 pub use start::{RecoveryTook, StartStep};
 pub use topics::{TopicNames, redriven_topic};

@@ -1,20 +1,25 @@
 //! A stage's graph of operators, stepped by one task.
 //!
-//! Invariant: nodes stand in topological order, so one pass from the first to the last carries every batch,
-//! watermark and flush through.
+//! A sink that sees windows change has its rows through copies of the maps between it and the aggregate. The maps
+//! themselves have only rows of closed windows, so that a row they fail on is a dead letter once, and nothing but what
+//! the records say decides which.
+//!
+//! Invariant: nodes stand in topological order (copies, which hold nothing back, behind the others), so one pass from
+//! the first to the last carries every batch, watermark and flush through.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::operator::{
-    AggregateSpec, Expired, FinalAggregate, LateRow, Map, Operator, Output, PartialAggregate, Rejected,
-    SharedState, Tumble,
+    AggregateSpec, Expired, FinalAggregate, LateRow, Listeners, Map, Operator, Output, PartialAggregate,
+    Rejected, SharedState, Tumble,
 };
-use crate::plan::{Stage, Upstream, Work};
+use crate::plan::{self, Emit, Stage, Upstream, Work};
 use crate::planted::{Fault, planted};
 use crate::record::{Batch, Micros};
 use crate::time::WATERMARK_MAX;
 
-use super::Result;
+use super::{EngineError, Result};
 
 /// Where rows leave a stage towards another.
 #[derive(Clone, Debug)]
@@ -66,6 +71,16 @@ enum Step {
 struct Node {
     step: Step,
     children: Vec<usize>,
+    /// Children that see windows change; an aggregate's only.
+    watchers: Vec<usize>,
+    /// Rows that fail here are dead letters of the node that this is a copy of.
+    is_copy: bool,
+}
+
+impl Node {
+    fn new(step: Step) -> Self {
+        Self { step, children: Vec::new(), watchers: Vec::new(), is_copy: false }
+    }
 }
 
 pub struct Pipeline {
@@ -88,7 +103,9 @@ impl Pipeline {
                     0
                 }
                 Upstream::Node(parent) => {
-                    nodes[parent].children.push(index);
+                    if !sees_changes(node) {
+                        nodes[parent].children.push(index);
+                    }
                     delays[parent]
                 }
             };
@@ -100,19 +117,57 @@ impl Pipeline {
                 }
                 Work::FinalAggregate(spec) => {
                     delay = delay.saturating_add(spec.grace);
-                    Step::Operator(Box::new(FinalAggregate::new(Arc::clone(spec), Arc::clone(state))?))
+                    let operator =
+                        FinalAggregate::new(Arc::clone(spec), Arc::clone(state), listeners(stage, index))?;
+                    Step::Operator(Box::new(operator))
                 }
                 Work::Exchange { stage, key_columns } => {
                     let key_columns = key_columns.clone().into();
                     exchanges.push(ExchangePort { stage: *stage, key_columns, delay });
                     Step::Exchange(exchanges.len() - 1)
                 }
-                Work::Sink(sink) => Step::Sink(*sink),
+                Work::Sink { sink, .. } => Step::Sink(*sink),
             };
-            nodes.push(Node { step, children: Vec::new() });
+            nodes.push(Node::new(step));
             delays.push(delay);
         }
-        Ok(Self { nodes, first, exchanges })
+        let mut pipeline = Self { nodes, first, exchanges };
+        pipeline.add_watchers(stage)?;
+        Ok(pipeline)
+    }
+
+    /// Leads the aggregate's changes to the sinks that see them, through copies of the nodes on their way.
+    fn add_watchers(&mut self, stage: &Stage) -> Result<()> {
+        // By node: its copy. Sinks that share a way share the copies.
+        let mut copies: BTreeMap<usize, usize> = BTreeMap::new();
+        for (sink, _) in stage.nodes.iter().enumerate().filter(|(_, node)| sees_changes(node)) {
+            let mut below = sink;
+            let mut at = stage.nodes[sink].from;
+            loop {
+                let Upstream::Node(node) = at else {
+                    return Err(EngineError::internal("a view without windows has no changes".into()));
+                };
+                let step: Box<dyn Operator> = match &stage.nodes[node].work {
+                    Work::Map(spec) => Box::new(Map::new(spec.clone())),
+                    Work::Tumble(spec) => Box::new(Tumble::new(spec.clone())),
+                    _ => {
+                        self.nodes[node].watchers.push(below);
+                        break;
+                    }
+                };
+                if let Some(&copy) = copies.get(&node) {
+                    self.nodes[copy].children.push(below);
+                    break;
+                }
+                let copy = self.nodes.len();
+                copies.insert(node, copy);
+                let children = vec![below];
+                self.nodes.push(Node { children, is_copy: true, ..Node::new(Step::Operator(step)) });
+                below = copy;
+                at = stage.nodes[node].from;
+            }
+        }
+        Ok(())
     }
 
     pub fn exchanges(&self) -> &[ExchangePort] {
@@ -168,11 +223,14 @@ impl Pipeline {
     }
 
     fn hand_on(&mut self, index: usize, output: Output, passed: &mut Passed) -> Result<()> {
-        passed.rejected.extend(output.rejected);
+        if !self.nodes[index].is_copy {
+            passed.rejected.extend(output.rejected);
+        }
         passed.late.extend(output.late);
         passed.taken.extend(output.taken);
         passed.expired.extend(output.expired);
-        for mut batch in output.batches {
+        let changes = output.changes.into_iter().map(|batch| (true, batch));
+        for (of_changes, mut batch) in output.batches.into_iter().map(|batch| (false, batch)).chain(changes) {
             if planted(Fault::LostRetraction) && batch.weight.is_some() {
                 let added: Vec<u32> =
                     (0..batch.num_rows() as u32).filter(|&row| batch.weight(row as usize) > 0).collect();
@@ -181,11 +239,29 @@ impl Pipeline {
             if batch.num_rows() == 0 {
                 continue;
             }
-            for child in 0..self.nodes[index].children.len() {
-                self.process(self.nodes[index].children[child], &batch, passed)?;
+            let below = |node: &Node, child: usize| {
+                let children = if of_changes { &node.watchers } else { &node.children };
+                children.get(child).copied()
+            };
+            let mut number = 0;
+            while let Some(child) = below(&self.nodes[index], number) {
+                self.process(child, &batch, passed)?;
+                number += 1;
             }
         }
         Ok(())
+    }
+}
+
+fn sees_changes(node: &plan::Node) -> bool {
+    matches!(node.work, Work::Sink { emit: Emit::Changes, .. })
+}
+
+/// Who has the rows of a stage's aggregate, which is the one that all its sinks have their rows of.
+fn listeners(stage: &Stage, aggregate: usize) -> Listeners {
+    Listeners {
+        closed: stage.nodes.iter().any(|node| node.from == Upstream::Node(aggregate) && !sees_changes(node)),
+        changes: stage.nodes.iter().any(sees_changes),
     }
 }
 

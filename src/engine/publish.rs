@@ -1,6 +1,7 @@
 //! What a task hands over, as records to produce: refined records, exchange messages, dead and late records.
 //!
 //! Invariant: rows leave before the watermark that they were admitted under.
+//! Invariant: all that a topic is told of one row goes to one partition, in order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use crate::codec::json::RowEncoder;
 use crate::codec::partition_for_key;
 use crate::log::{Member, Outgoing};
 use crate::operator::exchange_schema;
-use crate::plan::{Plan, SinkPlan};
+use crate::plan::{Correction, Plan, SinkPlan};
 use crate::planted::{Fault, planted};
 use crate::record::{Batch, Header, Origin, TopicPartition};
 use crate::time::WATERMARK_MAX;
 
 use super::exchange::{Encoder, Partitioner};
 use super::pipeline::{ExchangePort, keyed_aggregate};
+use super::retraction::RETRACTION;
 use super::topics::TopicNames;
 use super::{DeadRecord, EngineError, LateRecord, Outputs, Result};
 
@@ -26,14 +28,16 @@ pub struct SinkEncoder {
     topic: Arc<str>,
     partitions: i32,
     values: RowEncoder,
-    /// `None`: records without a key, spread over the partitions as their rows come.
-    keys: Option<RowEncoder>,
-    upsert: bool,
+    /// By what a row is placed: the record's key, or, where it has none but may be taken back, what identifies the
+    /// row. `None`: rows are spread over the partitions as they come.
+    places: Option<RowEncoder>,
+    keyed: bool,
+    correction: Correction,
     next: i32,
     value_bytes: Vec<u8>,
     value_ends: Vec<usize>,
-    key_bytes: Vec<u8>,
-    key_ends: Vec<usize>,
+    place_bytes: Vec<u8>,
+    place_ends: Vec<usize>,
 }
 
 /// A refined record: no value deletes the key.
@@ -41,6 +45,8 @@ pub struct Refined<'a> {
     pub partition: i32,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
+    /// The value is a row that is no longer right.
+    pub is_retraction: bool,
 }
 
 impl SinkEncoder {
@@ -50,21 +56,25 @@ impl SinkEncoder {
         let failed = |error: crate::codec::json::EncodeError| {
             EngineError::Sink(format!("view '{}': {error}", sink.view))
         };
-        let keys = match topic.key.is_empty() {
-            true => None,
-            false => Some(RowEncoder::new(&sink.schema, Some(&topic.key)).map_err(failed)?),
+        let correction = sink.correction();
+        let placed_by = match (topic.key.is_empty(), correction) {
+            (false, _) => Some(&topic.key),
+            (true, Correction::Retract) => Some(&sink.row_key),
+            (true, _) => None,
         };
+        let places = placed_by.map(|columns| RowEncoder::new(&sink.schema, Some(columns)).map_err(failed));
         Ok(Some(Self {
             topic: Arc::clone(&topic.topic),
             partitions,
             values: RowEncoder::new(&sink.schema, None).map_err(failed)?,
-            keys,
-            upsert: !sink.row_key.is_empty() && !topic.key.is_empty(),
+            places: places.transpose()?,
+            keyed: !topic.key.is_empty(),
+            correction,
             next: 0,
             value_bytes: Vec::new(),
             value_ends: Vec::new(),
-            key_bytes: Vec::new(),
-            key_ends: Vec::new(),
+            place_bytes: Vec::new(),
+            place_ends: Vec::new(),
         }))
     }
 
@@ -74,16 +84,17 @@ impl SinkEncoder {
         self.value_bytes.clear();
         self.value_ends.clear();
         self.values.encode(&batch.rows, rows.clone(), &mut self.value_bytes, &mut self.value_ends);
-        if let Some(keys) = &self.keys {
-            self.key_bytes.clear();
-            self.key_ends.clear();
-            keys.encode(&batch.rows, rows.clone(), &mut self.key_bytes, &mut self.key_ends);
+        if let Some(places) = &self.places {
+            self.place_bytes.clear();
+            self.place_ends.clear();
+            places.encode(&batch.rows, rows.clone(), &mut self.place_bytes, &mut self.place_ends);
         }
         for row in rows {
             let value = slice(&self.value_bytes, &self.value_ends, row);
-            let key = self.keys.as_ref().map(|_| slice(&self.key_bytes, &self.key_ends, row));
-            let partition = match key {
-                Some(key) => partition_for_key(key, self.partitions),
+            let place = self.places.as_ref().map(|_| slice(&self.place_bytes, &self.place_ends, row));
+            let key = place.filter(|_| self.keyed);
+            let partition = match place {
+                Some(place) => partition_for_key(place, self.partitions),
                 None => {
                     self.next = (self.next + 1) % self.partitions;
                     self.next
@@ -93,12 +104,21 @@ impl SinkEncoder {
                 if batch.weight.is_some() && planted(Fault::LostCorrection) {
                     continue;
                 }
-                each(Refined { partition, key, value: Some(value) });
-            } else if !self.upsert {
-                let what = format!("a row of topic {} was taken back, but it has no key", self.topic);
-                return Err(EngineError::internal(what));
-            } else if !self.replaced(batch, row) {
-                each(Refined { partition, key, value: None });
+                each(Refined { partition, key, value: Some(value), is_retraction: false });
+                continue;
+            }
+            match self.correction {
+                Correction::Upsert if self.replaced(batch, row) => {}
+                Correction::Upsert => each(Refined { partition, key, value: None, is_retraction: false }),
+                Correction::Retract if planted(Fault::RetractionUnwritten) => {}
+                Correction::Retract => {
+                    each(Refined { partition, key, value: Some(value), is_retraction: true });
+                }
+                Correction::Never => {
+                    let what =
+                        format!("a row of topic {} was taken back, but its view has no windows", self.topic);
+                    return Err(EngineError::internal(what));
+                }
             }
         }
         Ok(())
@@ -109,7 +129,8 @@ impl SinkEncoder {
         let next = row + 1;
         next < batch.num_rows()
             && batch.weight(next) > 0
-            && slice(&self.key_bytes, &self.key_ends, row) == slice(&self.key_bytes, &self.key_ends, next)
+            && slice(&self.place_bytes, &self.place_ends, row)
+                == slice(&self.place_bytes, &self.place_ends, next)
     }
 }
 
@@ -137,6 +158,7 @@ type Span = Option<(usize, usize)>;
 struct StagedRecord {
     key: Span,
     value: Span,
+    is_retraction: bool,
 }
 
 impl Staged {
@@ -148,14 +170,18 @@ impl Staged {
         })
     }
 
-    fn add(&mut self, topic: usize, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) {
+    fn message(&mut self, topic: usize, partition: i32, value: &[u8]) {
+        self.add(topic, Refined { partition, key: None, value: Some(value), is_retraction: false });
+    }
+
+    fn add(&mut self, topic: usize, Refined { partition, key, value, is_retraction }: Refined<'_>) {
         let bytes = &mut self.bytes;
         let mut put = |part: &[u8]| {
             let start = bytes.len();
             bytes.extend_from_slice(part);
             (start, bytes.len())
         };
-        let record = StagedRecord { key: key.map(&mut put), value: value.map(&mut put) };
+        let record = StagedRecord { key: key.map(&mut put), value: value.map(&mut put), is_retraction };
         let (partitions, partition) = (&mut self.topics[topic].records, partition as usize);
         if partitions.len() <= partition {
             partitions.resize_with(partition + 1, Vec::new);
@@ -176,6 +202,7 @@ impl Staged {
                     .map(|record| Outgoing {
                         key: part(record.key),
                         value: part(record.value),
+                        headers: if record.is_retraction { &*RETRACTION } else { &[] },
                         ..Outgoing::default()
                     })
                     .collect();
@@ -253,9 +280,7 @@ impl Publisher {
         for (sink, batch) in outputs.sinks.drain(..) {
             if let Some(encoder) = self.sinks.get_mut(&sink) {
                 let (topic, staged) = (self.staged.topic(&encoder.topic), &mut self.staged);
-                encoder.encode(&batch, |refined| {
-                    staged.add(topic, refined.partition, refined.key, refined.value);
-                })?;
+                encoder.encode(&batch, |refined| staged.add(topic, refined))?;
             }
         }
         if planted(Fault::WatermarkAheadOfRows) {
@@ -350,7 +375,7 @@ impl Port {
         for (partition, rows) in self.partitioner.split(rows)? {
             self.encoder.rows(&rows, &mut self.messages)?;
             for message in self.messages.drain(..) {
-                staged.add(topic, partition, None, Some(&message));
+                staged.message(topic, partition, &message);
             }
         }
         Ok(())
@@ -359,7 +384,7 @@ impl Port {
     fn mark(&self, message: &[u8], staged: &mut Staged) {
         let topic = staged.topic(&self.topic);
         for partition in 0..self.partitions {
-            staged.add(topic, partition, None, Some(message));
+            staged.message(topic, partition, message);
         }
     }
 }

@@ -182,7 +182,10 @@ pub fn since(
 fn inputs(plan: &Plan, sink: usize) -> BTreeSet<Arc<str>> {
     let names = TopicNames::of(plan);
     let writes = |stage: usize| {
-        plan.stages[stage].nodes.iter().any(|node| matches!(node.work, Work::Sink(of) if of == sink))
+        plan.stages[stage]
+            .nodes
+            .iter()
+            .any(|node| matches!(node.work, Work::Sink { sink: of, .. } if of == sink))
     };
     let mut stages: Vec<usize> = (0..plan.stages.len()).filter(|&stage| writes(stage)).collect();
     let mut topics = BTreeSet::new();

@@ -80,7 +80,7 @@ pub(super) fn slice(batch: &Batch, start: usize, length: usize) -> Batch {
     }
 }
 
-/// Hands a row over as rejected.
+/// Hands a row over as rejected; one that is taken back was rejected when it was added.
 pub(super) fn reject(
     out: &mut Output,
     batch: &Batch,
@@ -89,6 +89,9 @@ pub(super) fn reject(
     place: &Arc<str>,
     message: String,
 ) -> Result<()> {
+    if batch.weight(row) < 0 {
+        return Ok(());
+    }
     let record = batch.source.as_ref().map(|source| source.record[row]);
     let text = if record.is_some() { None } else { Some(row_text(batch, row)?) };
     out.rejected.push(Rejected {

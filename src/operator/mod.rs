@@ -23,7 +23,7 @@ mod spec;
 mod testing;
 mod tumble;
 
-pub use aggregate::{FinalAggregate, PartialAggregate, exchange_schema, open_keys};
+pub use aggregate::{FinalAggregate, Listeners, PartialAggregate, exchange_schema, open_keys};
 pub use check::Check;
 pub use map::Map;
 pub use spec::{
@@ -53,6 +53,8 @@ pub trait Operator: Send {
 #[derive(Default)]
 pub struct Output {
     pub batches: Vec<Batch>,
+    /// For those who see windows change before they close; only an aggregate that is asked for it has any.
+    pub changes: Vec<Batch>,
     /// Rows that failed an expression or a check.
     pub rejected: Vec<Rejected>,
     /// Records that a window view called late.

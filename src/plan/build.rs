@@ -12,7 +12,7 @@ use super::declared::{self, CheckSource, DeclaredSource, Settings};
 use super::error::{PlanError, Problem, SourceFile, suggest};
 use super::sql::{self, Catalog, Facts, Query, Relation, SqlProblem, View};
 use super::stages::Builder;
-use super::topology::{Sink, Topology};
+use super::topology::{Emit, Sink, Topology};
 use super::{LakePartition, LakeSink, Plan, SinkPlan, SourcePlan, TopicSink, fingerprint};
 use crate::operator::CheckSpec;
 use crate::record::{Column, Micros};
@@ -292,7 +292,20 @@ impl Planner<'_> {
         }
         let topic = sink.topic.as_ref().map(|topic| self.topic(topic, name, view));
         let lake = sink.lake.as_ref().map(|lake| self.lake(lake, view));
-        let row_key = view.facts.key.iter().filter_map(|key| key.column).collect();
+        let row_key: Vec<usize> = view.facts.key.iter().filter_map(|key| key.column).collect();
+        let mut emit = Emit::Final;
+        if let Some(wanted) = &sink.emit {
+            if sink.topic.is_none() && wanted.value == Emit::Changes {
+                let message = format!("`emit` is about a topic, and the sink '{}' has none", name.value);
+                let help =
+                    "leave it out: a table in the lake is written by a replay, whose windows are all closed";
+                self.problem(&wanted.referenced, message, Some(help.to_string()));
+            }
+            // Without windows, rows leave as they come.
+            if !row_key.is_empty() {
+                emit = wanted.value;
+            }
+        }
         let window_end =
             view.facts.key.iter().find(|key| key.window == Some(sql::Edge::End)).and_then(|key| key.column);
         Some(SinkPlan {
@@ -302,6 +315,7 @@ impl Planner<'_> {
             window_end,
             window_start: view.facts.window_start(),
             grace: 0,
+            emit,
             topic,
             lake,
             lineage: String::new(),
@@ -347,26 +361,19 @@ impl Planner<'_> {
             }
         }
         let missing = missing_from(&key, &view.facts);
-        if !missing.is_empty() {
-            let whole = proposed_key(&view.facts);
-            let help = format!("key: [{}]", whole.join(", "));
-            let (place, message) = match topic.key.first() {
-                None => (
-                    &topic.name.referenced,
-                    format!(
-                        "'{}' is windowed and its rows may be corrected, so the topic needs a key",
-                        name.value
-                    ),
-                ),
-                Some(first) => (
-                    &first.referenced,
-                    format!(
-                        "rows that differ in {} would overwrite each other under this key",
-                        missing.join(", ")
-                    ),
-                ),
-            };
-            self.problem(place, message, Some(help));
+        // Without a key nothing is overwritten: corrections take rows back.
+        if let Some(first) = topic.key.first()
+            && !missing.is_empty()
+        {
+            let message = format!(
+                "rows that differ in {} would overwrite each other under this key",
+                missing.join(", ")
+            );
+            let help = format!(
+                "key: [{}]; or no key: rows are then appended, and a correction takes the old row back first",
+                proposed_key(&view.facts).join(", ")
+            );
+            self.problem(&first.referenced, message, Some(help));
         }
         TopicSink { topic: topic.name.value.as_str().into(), key }
     }
@@ -536,13 +543,13 @@ fn assemble(
     let mut builder = Builder::new(&source_names, views, grace, settings.retention);
     builder.views()?;
     for (index, sink) in sinks.iter().enumerate() {
-        builder.sink(&sink.view, index)?;
+        builder.sink(&sink.view, index, sink.emit)?;
     }
     let stages = builder.stages;
     for sink in &mut sinks {
         sink.lineage = fingerprint::lineage(sink, sources, &checks, views, settings);
     }
-    let description = fingerprint::describe(&stages, sources, &checks, views, settings);
+    let description = fingerprint::describe(&stages, sources, &checks, views, &sinks, settings);
     let lineages: Vec<&str> = sinks.iter().map(|sink| sink.lineage.as_str()).collect();
     let mut plan = Plan {
         name: name.into(),

@@ -1,7 +1,9 @@
 //! What decides the content of the state, and what decides each sink's records, as text, and hashes of it.
 //!
-//! Invariant: comments, the order of keys, columns and views that no aggregate reads, sinks, and the file's
-//! name change neither.
+//! Invariant: comments, the order of keys, columns and views that no aggregate reads, the file's name, and sinks
+//! whose topics hold no more than what each record says of itself change neither.
+//! Invariant: what a topic has been told of a window is nowhere but in the window's state. So where a later record
+//! relies on that (a retraction; a row that is not told again when its window closes), the sink is part of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -13,7 +15,7 @@ use datafusion_expr::Expr;
 
 use super::declared::{CheckSource, DeclaredSource, Settings};
 use super::sql::{Step, View};
-use super::{SinkPlan, Stage, StageInput};
+use super::{Correction, Emit, SinkPlan, Stage, StageInput};
 use crate::operator::CheckedOtherwise;
 use crate::record::Micros;
 
@@ -28,6 +30,7 @@ pub(super) fn describe(
     sources: &[DeclaredSource],
     checks: &[CheckSource],
     views: &BTreeMap<String, View>,
+    sinks: &[SinkPlan],
     settings: &Settings,
 ) -> String {
     let mut lines: Vec<String> = Vec::new();
@@ -52,6 +55,16 @@ pub(super) fn describe(
         lines.extend(chain.into_iter().map(|line| format!("  {line}")));
         lines.push(format!("  grace {}, retention {}", human(settings.grace), human(settings.retention)));
     }
+    for sink in sinks.iter().filter(|sink| relies_on_state(sink)) {
+        lines.push(format!("sink {}", sink.view));
+        lines.extend(sink_lines(sink));
+        // The steps of a view with state of its own stand above.
+        if let Some(view) = views.get(&*sink.view).filter(|view| !aggregates(view)) {
+            let (origin, chain) = chain(view, views, &mut read);
+            lines.push(format!("  from {origin}"));
+            lines.extend(chain.into_iter().map(|line| format!("  {line}")));
+        }
+    }
     for source in sources {
         if let Some(read) = read.get(&source.name) {
             lines.extend(source_lines(source, read, checks));
@@ -62,6 +75,20 @@ pub(super) fn describe(
         text.push('\n');
     }
     text
+}
+
+/// Whether what a sink writes next depends on what its topic was told before, which only the state knows.
+fn relies_on_state(sink: &SinkPlan) -> bool {
+    sink.topic.is_some() && (sink.emit == Emit::Changes || sink.correction() == Correction::Retract)
+}
+
+/// Where a sink's rows go, and when.
+fn sink_lines(sink: &SinkPlan) -> Vec<String> {
+    let Some(topic) = &sink.topic else { return Vec::new() };
+    let key: Vec<&str> = topic.key.iter().map(|&at| sink.schema.field(at).name().as_str()).collect();
+    let mut lines = vec![format!("  topic {}, key ({})", topic.topic, key.join(", "))];
+    lines.extend((sink.emit == Emit::Changes).then(|| "  emit changes".to_owned()));
+    lines
 }
 
 /// What of a source, and of its checks, decides the rows that those who read these columns of it get.
@@ -108,10 +135,7 @@ pub(super) fn lineage(
     settings: &Settings,
 ) -> String {
     let mut lines = vec![format!("view {}", sink.view)];
-    if let Some(topic) = &sink.topic {
-        let key: Vec<&str> = topic.key.iter().map(|&at| sink.schema.field(at).name().as_str()).collect();
-        lines.push(format!("  topic {}, key ({})", topic.topic, key.join(", ")));
-    }
+    lines.extend(sink_lines(sink));
     let mut read: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let (mut at, mut windowed) = (sink.view.to_string(), false);
     while let Some(view) = views.get(&at) {

@@ -20,7 +20,7 @@ use arrow::datatypes::SchemaRef;
 
 pub use error::{Place, PlanError, Problem, SourceFile, suggest};
 pub use fingerprint::diff;
-pub use topology::{Entries, json_schema};
+pub use topology::{Emit, Entries, json_schema};
 
 use crate::operator::{AggregateSpec, CheckSpec, MapSpec, TumbleSpec};
 use crate::record::Micros;
@@ -91,8 +91,14 @@ impl Plan {
         self.with_aggregates(|spec| spec.grace = spec.grace.max(least))
     }
 
-    /// For a bounded run, in which no origin is idle: a window's state goes with its close.
-    pub fn for_replay(self) -> Plan {
+    /// For a bounded run, in which no origin is idle: a window's state goes with its close, and who sees windows
+    /// change sees only what they come to.
+    pub fn for_replay(mut self) -> Plan {
+        for node in self.stages.iter_mut().flat_map(|stage| &mut stage.nodes) {
+            if let Work::Sink { emit, .. } = &mut node.work {
+                *emit = Emit::Final;
+            }
+        }
         self.with_aggregates(|spec| spec.retention = 0)
     }
 
@@ -113,7 +119,7 @@ impl Plan {
         let total = stages::total_grace(&self.stages);
         for (stage, grace) in self.stages.iter().zip(total) {
             for node in &stage.nodes {
-                if let Work::Sink(sink) = node.work {
+                if let Work::Sink { sink, .. } = node.work {
                     self.sinks[sink].grace = grace;
                 }
             }
@@ -182,8 +188,12 @@ pub enum Work {
         stage: usize,
         key_columns: Vec<usize>,
     },
-    /// Index into `Plan::sinks`.
-    Sink(usize),
+    Sink {
+        /// Index into `Plan::sinks`.
+        sink: usize,
+        /// `Changes`: the sink has the rows of the aggregate above it, through the maps between, as windows change.
+        emit: Emit,
+    },
 }
 
 /// A view that leaves the topology.
@@ -200,10 +210,34 @@ pub struct SinkPlan {
     /// How long after a window's end, by the origins' watermarks, its row is final: the grace of the view's
     /// window and of those that it is made of.
     pub grace: Micros,
+    /// Always `Final` for a view without windows, whose rows leave at once in any case.
+    pub emit: Emit,
     pub topic: Option<TopicSink>,
     pub lake: Option<LakeSink>,
     /// A canonical text of all that decides the view's records, down to its source.
     pub lineage: String,
+}
+
+impl SinkPlan {
+    pub fn correction(&self) -> Correction {
+        let keyed = self.topic.as_ref().is_some_and(|topic| !topic.key.is_empty());
+        match (self.row_key.is_empty(), keyed) {
+            (true, _) => Correction::Never,
+            (false, true) => Correction::Upsert,
+            (false, false) => Correction::Retract,
+        }
+    }
+}
+
+/// What a topic is told when a row of its view is no longer right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Correction {
+    /// The view has no windows: its rows stay as they are.
+    Never,
+    /// The record of the same key that replaces it, or a tombstone.
+    Upsert,
+    /// The row once more, as a retraction, before the one that takes its place: the topic has no key.
+    Retract,
 }
 
 #[derive(Clone, Debug)]

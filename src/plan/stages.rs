@@ -8,7 +8,7 @@ use std::sync::Arc;
 use datafusion_common::DataFusionError;
 
 use super::sql::{Step, View, physical};
-use super::{Node, Stage, StageInput, Upstream, Work};
+use super::{Emit, Node, Stage, StageInput, Upstream, Work};
 use crate::operator::{AggregateCall, AggregateSpec, GroupColumn, MapSpec, Order, TumbleSpec};
 use crate::record::Micros;
 
@@ -54,9 +54,9 @@ impl<'a> Builder<'a> {
     }
 
     /// Lets a sink have a view's rows.
-    pub fn sink(&mut self, view: &str, sink: usize) -> Result<(), DataFusionError> {
+    pub fn sink(&mut self, view: &str, sink: usize, emit: Emit) -> Result<(), DataFusionError> {
         let outlet = self.relation(view)?;
-        self.add(outlet, Work::Sink(sink));
+        self.add(outlet, Work::Sink { sink, emit });
         Ok(())
     }
 

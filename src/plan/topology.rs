@@ -117,6 +117,21 @@ pub(super) struct Sink {
     pub topic: Option<TopicSink>,
     /// A table in the lake.
     pub lake: Option<LakeSink>,
+    /// When a windowed view's rows go to the topic: `final`, once their window is closed, which is the default;
+    /// `changes`, at the end of every epoch that changed them.
+    #[schemars(with = "Option<Emit>")]
+    pub emit: Option<Spanned<Emit>>,
+}
+
+/// When a windowed view's rows go to their topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Emit {
+    /// Once their window is closed.
+    #[default]
+    Final,
+    /// At the end of every epoch that changed them.
+    Changes,
 }
 
 /// A refined topic.
@@ -129,7 +144,8 @@ pub(super) struct TopicSink {
     /// How values are encoded: `json`, which is the default.
     #[schemars(with = "Option<String>")]
     pub format: Option<Spanned<String>>,
-    /// The columns of the record key, in order. A windowed view's key holds its group columns.
+    /// The columns of the record key, in order. A windowed view's key holds its group columns. Without a key,
+    /// the topic is appended to, and corrections take the old row back first.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub key: Vec<Spanned<String>>,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::plan::{self, Plan, PlanError, Problem, StageInput};
+use crate::plan::{self, Correction, Emit, Plan, PlanError, Problem, SinkPlan, StageInput};
 
 use super::{Printer, Result, ToolError};
 
@@ -69,6 +69,21 @@ fn checked<'a>(file: &'a Path, outcome: &'a Result<Plan, PlanError>) -> Checked<
     }
 }
 
+/// What readers of a sink's topic must know.
+fn how(sink: &SinkPlan) -> &'static str {
+    match (sink.correction(), sink.emit) {
+        (Correction::Never, _) | (Correction::Upsert, Emit::Final) => "",
+        (Correction::Upsert, Emit::Changes) => ", whenever its windows change",
+        (Correction::Retract, Emit::Final) => {
+            ", without a key: a correction first takes the old row back (header headwater.op: retract)"
+        }
+        (Correction::Retract, Emit::Changes) => {
+            ", whenever its windows change; without a key: each change first takes the old row back (header \
+             headwater.op: retract)"
+        }
+    }
+}
+
 fn describe(file: &Path, plan: &Plan, out: &mut Printer) -> Result<()> {
     out.line(&format!("{}: the topology '{}' is right ({})", file.display(), plan.name, plan.fingerprint))?;
     for source in &plan.sources {
@@ -80,7 +95,8 @@ fn describe(file: &Path, plan: &Plan, out: &mut Printer) -> Result<()> {
     }
     for sink in &plan.sinks {
         if let Some(topic) = &sink.topic {
-            out.line(&format!("  sink   {} goes to the topic {}", sink.view, topic.topic))?;
+            let how = how(sink);
+            out.line(&format!("  sink   {} goes to the topic {}{how}", sink.view, topic.topic))?;
         }
         if let Some(lake) = &sink.lake {
             out.line(&format!("  sink   {} goes to the lake as {}", sink.view, lake.table))?;

@@ -325,6 +325,9 @@ struct TableWriter<'a> {
 
 impl SinkWriter for TableWriter<'_> {
     fn write(&mut self, sink: usize, rows: &Batch) -> Result<(), EngineError> {
+        if (0..rows.weight.as_ref().map_or(0, |_| rows.num_rows())).any(|row| rows.weight(row) < 0) {
+            return Err(EngineError::Sink("a replay took back a row; please report it".to_owned()));
+        }
         match &mut self.parts[sink] {
             Some(part) => part.write(&rows.rows).map_err(failed),
             None => Ok(()),

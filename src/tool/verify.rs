@@ -2,7 +2,8 @@
 //!
 //! The cut R is what the group has committed of the sources. A window is compared if it is closed by the
 //! watermark of every origin at R, idleness ignored: no record after R can change it, so it does not matter
-//! whether the topology is running meanwhile. Compared is the last value of each key (protocol rule R8).
+//! whether the topology is running meanwhile. Compared is the last value of each key, and without keys how often
+//! each row stands there once retractions have taken theirs away (protocol rule R8).
 //!
 //! Records of before a version of the topology are another version's doing; where each version begins, the
 //! meta topic says (protocol rule R12).
@@ -205,7 +206,7 @@ pub fn verify(
     let mut views = Vec::new();
     for ((sink, replayed), since) in plan.sinks.iter().zip(collected.into_rows()).zip(&since) {
         let Some(topic) = &sink.topic else { continue };
-        let live = Live::read(&**log, &topic.topic, !topic.key.is_empty(), since.as_ref())?;
+        let live = Live::read(&**log, sink, &topic.topic, since.as_ref())?;
         // The live run has gone on: which rows without a window came before the cut, nothing tells.
         let moved = Cut::take(plan, &**log)?.offsets != cut.offsets;
         let mut view = compare(sink, live, replayed, (cut.watermark, moved), options.differences_max);

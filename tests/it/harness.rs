@@ -49,7 +49,10 @@ macro_rules! goldens {
 
 goldens!(
     aggregates,
+    appended,
     broken,
+    changes,
+    changes_idle,
     checks,
     decimals,
     distinct,

@@ -7,6 +7,7 @@ mod chaos;
 mod cli;
 mod deploy;
 mod docs;
+mod emit;
 mod engine;
 mod engine_faults;
 mod faults;

@@ -114,6 +114,33 @@ sinks:
   by_all: {topic: {name: several.by_all, key: [window_start, window_end]}}
 ";
 
+const CHANGING: &str = "
+name: changing
+grace: 10s
+retention: 10000d
+sources:
+  numbers:
+    topic: numbers
+    format: json
+    columns: {k: varchar, v: bigint, at: timestamp_s}
+    event_time: at
+    watermark: {out_of_orderness: 1m, idle_after: 2s}
+views:
+  minutely: |
+    select window_start, window_end, k, count(*) as n, sum(v) as total, first(v) as first_v
+    from tumble(numbers, at, interval '1 minute') group by window_start, window_end, k
+  odd: select window_start, k, total from minutely where n % 2 = 1
+  even: select window_start, window_end, k, total from minutely where n % 2 = 0
+  hourly: |
+    select window_start, sum(total) as total, max(n) as most, last(first_v) as last_v
+    from tumble(minutely, window_start, interval '1 hour') group by window_start having max(n) < 4
+sinks:
+  minutely: {topic: {name: changing.minutely}}
+  odd: {emit: changes, topic: {name: changing.odd, key: [k, window_start]}}
+  even: {emit: changes, topic: {name: changing.even}}
+  hourly: {emit: changes, topic: {name: changing.hourly}}
+";
+
 /// Planned once.
 pub fn topologies() -> &'static [Topology] {
     static TOPOLOGIES: OnceLock<Vec<Topology>> = OnceLock::new();
@@ -123,6 +150,7 @@ pub fn topologies() -> &'static [Topology] {
             topology(STEADY, true, &[("numbers", 3)]),
             topology(WAKING, false, &[("numbers", 2)]),
             topology(SEVERAL, false, &[("numbers", 2), ("others", 2)]),
+            topology(CHANGING, false, &[("numbers", 2)]),
         ]
     })
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::world::World;
-use crate::engine::{Counters, OffsetMetadata, TopicNames};
+use crate::engine::{Counters, OffsetMetadata, TopicNames, settle};
 use crate::log::{Event, Log};
-use crate::plan::{Plan, StageInput};
+use crate::plan::{Correction, Emit, Plan, StageInput};
 use crate::record::{Micros, OwnedRecord, TopicPartition};
 use crate::time::WATERMARK_MIN;
 
@@ -23,13 +23,21 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// `exact`: each refined record, not only the last of each key.
+    /// `exact`: each refined record of a sink that has only final rows, not what corrections have left.
     pub fn read(log: &dyn Log, plan: &Plan, exact: bool) -> Self {
         let names = TopicNames::of(plan);
         let mut outcome = Self::default();
-        for topic in plan.sinks.iter().filter_map(|sink| sink.topic.as_ref()) {
+        for sink in &plan.sinks {
+            let Some(topic) = &sink.topic else { continue };
             let records = read(log, &topic.topic);
-            let lines = if exact || topic.key.is_empty() { all(&records) } else { last(records) };
+            let lines = match sink.correction() {
+                Correction::Never => all(&records),
+                _ if exact && sink.emit == Emit::Final => all(&records),
+                Correction::Upsert => last(records),
+                Correction::Retract => {
+                    all(&read_partitions(log, &topic.topic).flat_map(settle).collect::<Vec<_>>())
+                }
+            };
             outcome.refined.insert(topic.topic.to_string(), lines);
         }
         outcome.late = all(&read(log, &names.late));
@@ -114,8 +122,12 @@ fn last(records: Vec<OwnedRecord>) -> Vec<String> {
 
 /// All committed records of a topic, partition by partition.
 pub fn read(log: &dyn Log, topic: &str) -> Vec<OwnedRecord> {
-    let mut records = Vec::new();
-    for number in 0..log.partitions(topic).unwrap().unwrap() {
+    read_partitions(log, topic).flatten().collect()
+}
+
+fn read_partitions(log: &dyn Log, topic: &str) -> impl Iterator<Item = Vec<OwnedRecord>> {
+    (0..log.partitions(topic).unwrap().unwrap()).map(move |number| {
+        let mut records = Vec::new();
         let partition = TopicPartition::new(topic, number);
         let bounds = log.bounds(&partition).unwrap();
         let mut reader = log.reader().unwrap();
@@ -132,8 +144,8 @@ pub fn read(log: &dyn Log, topic: &str) -> Vec<OwnedRecord> {
                 }
             }
         }
-    }
-    records
+        records
+    })
 }
 
 /// Rounds of half a second until origins that are silent must have let everybody go on.

@@ -1,62 +1,82 @@
-//! Corrections: what was emitted of a closed window is taken back when rows have come after its close.
+//! Corrections: what was emitted of a group is taken back when rows have come after that.
 //!
 //! Invariant: −old and +new stand side by side in one batch; an equal result is no change.
+//! Invariant: nothing is allocated for each row.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::interleave;
-use arrow::row::RowConverter;
+use arrow::row::Rows;
 
-use super::super::{Output, Result};
+use super::super::Result;
 use super::calls::Calls;
 use super::final_aggregate::FinalAggregate;
 use super::{group_columns, row_time};
+use crate::planted::{Fault, planted};
 use crate::record::Batch;
+
+/// No result of the group was emitted.
+const NOWHERE: u32 = u32::MAX;
 
 /// Results that were emitted, and where each group's stand in them.
 pub(super) struct Emitted {
-    places: BTreeMap<u32, usize>,
+    /// By group.
+    places: Vec<u32>,
     results: Vec<ArrayRef>,
 }
 
+impl Emitted {
+    fn place(&self, group: u32) -> Option<usize> {
+        let place = self.places[group as usize];
+        (place != NOWHERE).then_some(place as usize)
+    }
+}
+
 impl FinalAggregate {
-    /// What was emitted of groups of closed windows, from the state that was kept of them.
+    /// What was emitted of groups, from the state that was kept of them.
     pub(super) fn emitted(&self, found: &[u32], old: &[ArrayRef]) -> Result<Emitted> {
-        let mut emitted = Emitted { places: BTreeMap::new(), results: Vec::new() };
         let mut calls = Calls::new(&self.spec)?;
         calls.grow(found.len());
         let numbers: Vec<u32> = (0..found.len() as u32).collect();
-        calls.merge(&numbers, old)?;
-        let shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
-        emitted.results = calls.results(&shown)?;
-        for (place, &number) in shown.iter().enumerate() {
-            emitted.places.insert(found[number as usize], place);
+        if !found.is_empty() {
+            calls.merge(&numbers, old)?;
         }
-        Ok(emitted)
+        let shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
+        let mut places = vec![NOWHERE; self.keys.len()];
+        for (place, &number) in shown.iter().enumerate() {
+            let group = found[number as usize];
+            if planted(Fault::OpenForgotten) && !self.is_closed(self.keys.window_end(group)) {
+                continue;
+            }
+            places[group as usize] = place as u32;
+        }
+        Ok(Emitted { places, results: calls.results(&shown)? })
     }
 
-    /// Emits −old +new of each group whose result is another than was emitted.
-    pub(super) fn correct(&self, closed: &[u32], emitted: &Emitted, out: &mut Output) -> Result<()> {
-        let present: Vec<u32> = closed.iter().copied().filter(|&group| self.calls.rows(group) > 0).collect();
+    /// −old +new of each group whose result is another than was emitted.
+    /// `groups` ascend by key.
+    pub(super) fn correct(&self, groups: &[u32], emitted: &Emitted) -> Result<Option<Batch>> {
+        let present: Vec<u32> = groups.iter().copied().filter(|&group| self.calls.rows(group) > 0).collect();
         let results = self.calls.results(&present)?;
-        let comparable = |columns: &[ArrayRef], rows| -> Result<_> { encode(&self.results, columns, rows) };
-        let old_bytes = comparable(&emitted.results, emitted.places.len())?;
-        let new_bytes = comparable(&results, present.len())?;
+        let (old_rows, new_rows) = (self.comparable(&emitted.results)?, self.comparable(&results)?);
+        let is_equal = |old: usize, new: usize| match (&old_rows, &new_rows) {
+            (Some(old_rows), Some(new_rows)) => old_rows.row(old) == new_rows.row(new),
+            _ => true,
+        };
         // (0, row): the result that was emitted; (1, row): the one that is right now.
-        let (mut picks, mut groups, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut picks, mut changed, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         let mut push = |pick, group, weight| {
             picks.push(pick);
-            groups.push(group);
+            changed.push(group);
             weights.push(weight);
         };
         let mut present = present.iter().enumerate().peekable();
-        for &group in closed {
-            let old = emitted.places.get(&group).copied();
+        for &group in groups {
+            let old = emitted.place(group);
             let new = present.next_if(|(_, other)| **other == group).map(|(row, _)| row);
             if let (Some(old), Some(new)) = (old, new)
-                && old_bytes[old] == new_bytes[new]
+                && is_equal(old, new)
             {
                 continue;
             }
@@ -68,27 +88,23 @@ impl FinalAggregate {
             }
         }
         if picks.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let keys = self.keys.decode(groups.iter().map(|&group| self.keys.key(group)))?;
+        let keys = self.keys.decode(changed.iter().map(|&group| self.keys.key(group)))?;
         let mut columns = group_columns(&self.spec, &keys)?;
         for (old, new) in emitted.results.iter().zip(&results) {
             columns.push(interleave(&[old.as_ref(), new.as_ref()], &picks)?);
         }
-        out.batches.push(Batch {
+        Ok(Some(Batch {
             rows: RecordBatch::try_new(Arc::clone(&self.spec.output), columns)?,
-            time: groups.iter().map(|&group| row_time(self.keys.window_end(group))).collect(),
+            time: changed.iter().map(|&group| row_time(self.keys.window_end(group))).collect(),
             weight: Some(weights.into()),
             source: None,
-        });
-        Ok(())
+        }))
     }
-}
 
-/// Rows as bytes that are equal exactly if the rows are. A row of no columns is empty.
-fn encode(converter: &RowConverter, columns: &[ArrayRef], rows: usize) -> Result<Vec<Box<[u8]>>> {
-    if columns.is_empty() {
-        return Ok(vec![Box::default(); rows]);
+    /// Rows that are equal exactly if the results are; `None` where there are no columns to differ in.
+    fn comparable(&self, columns: &[ArrayRef]) -> Result<Option<Rows>> {
+        if columns.is_empty() { Ok(None) } else { Ok(Some(self.results.convert_columns(columns)?)) }
     }
-    Ok(converter.convert_columns(columns)?.iter().map(|row| row.data().into()).collect())
 }

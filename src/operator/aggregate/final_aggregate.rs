@@ -1,8 +1,14 @@
 //! The second half of the aggregate: merges partial rows by key, closes windows, corrects closed ones.
 //!
 //! The state's keys are the operator's id, 0 for an open window, and the group's key; closed windows' groups are kept
-//! by `closed.rs`. What was emitted for a closed group is the result of the state that is kept for it.
+//! by `closed.rs`.
 //!
+//! There are two ways out. Most listeners have a window's rows when it closes, and corrections after that. Those who
+//! listen to changes have them whenever groups are merged into the state, which every epoch's end does; when the window
+//! closes they know already.
+//!
+//! Invariant: what was emitted of a group (of a closed one; to those who listen to changes, of any) is the result of
+//! the state that is kept for it, in the layer of state that the same transaction commits.
 //! Invariant: a group's state is in the section that its window and the watermark name, so an operator that was
 //! built anew and is told the watermark again emits nothing twice.
 //! Invariant: rows are merged into the state under the watermark at which they arrived.
@@ -35,8 +41,18 @@ pub fn open_keys(spec: &AggregateSpec) -> (Vec<u8>, Vec<u8>) {
 /// Groups that are closed at a time: a bound on memory and on a batch's rows.
 const GROUPS_PER_BATCH: usize = 8192;
 
+/// Who has an aggregate's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listeners {
+    /// Somebody has them as their windows close.
+    pub closed: bool,
+    /// Somebody has them as their windows change.
+    pub changes: bool,
+}
+
 pub struct FinalAggregate {
     pub(super) spec: Arc<AggregateSpec>,
+    listeners: Listeners,
     state: SharedState,
     codec: StateCodec,
     closed: ClosedGroups,
@@ -54,9 +70,10 @@ pub struct FinalAggregate {
 }
 
 impl FinalAggregate {
-    pub fn new(spec: Arc<AggregateSpec>, state: SharedState) -> Result<Self> {
+    pub fn new(spec: Arc<AggregateSpec>, state: SharedState, listeners: Listeners) -> Result<Self> {
         let types = spec.calls.iter().map(|call| call.output.data_type().clone());
         Ok(Self {
+            listeners,
             state,
             codec: StateCodec::new(&spec)?,
             closed: ClosedGroups::new(Arc::clone(&spec.view), [spec.state_id, CLOSED]),
@@ -117,7 +134,7 @@ impl FinalAggregate {
         Ok(Some(batch.take(&kept)?))
     }
 
-    /// Puts the pane's groups into the state and corrects what was emitted of closed windows.
+    /// Puts the pane's groups into the state and corrects what was emitted of them.
     fn merge_pane(&mut self, out: &mut Output) -> Result<()> {
         if self.keys.len() == 0 {
             return Ok(());
@@ -128,7 +145,7 @@ impl FinalAggregate {
         let state = Arc::clone(&self.state);
         let mut state = lock(&state);
         if !open.is_empty() {
-            self.merge_open(&open, &mut state)?;
+            self.merge_open(&open, &mut state, out)?;
         }
         if !closed.is_empty() {
             self.merge_closed(&closed, &mut state, out)?;
@@ -138,7 +155,7 @@ impl FinalAggregate {
         Ok(())
     }
 
-    fn merge_open(&mut self, groups: &[u32], state: &mut TaskState) -> Result<()> {
+    fn merge_open(&mut self, groups: &[u32], state: &mut TaskState, out: &mut Output) -> Result<()> {
         let (mut found, mut old) = (Vec::new(), OldRows::default());
         let mut key = Vec::new();
         for &group in groups {
@@ -148,8 +165,13 @@ impl FinalAggregate {
                 found.push(group);
             }
         }
+        let old = if found.is_empty() { Vec::new() } else { self.codec.decode(old.iter())? };
+        let emitted = if self.listeners.changes { Some(self.emitted(&found, &old)?) } else { None };
         if !found.is_empty() {
-            self.calls.merge(&found, &self.codec.decode(old.iter())?)?;
+            self.calls.merge(&found, &old)?;
+        }
+        if let Some(emitted) = emitted {
+            out.changes.extend(self.correct(groups, &emitted)?);
         }
         let states = self.calls.states(groups)?;
         let mut found = found.into_iter().peekable();
@@ -184,7 +206,14 @@ impl FinalAggregate {
         if !found.is_empty() {
             self.calls.merge(&found, &old)?;
         }
-        self.correct(groups, &emitted, out)?;
+        if let Some(corrections) = self.correct(groups, &emitted)? {
+            if self.listeners.changes {
+                out.changes.push(corrections.clone());
+            }
+            if self.listeners.closed {
+                out.batches.push(corrections);
+            }
+        }
         let states = self.calls.states(groups)?;
         let rows = self.codec.encode(&states)?;
         let keys = groups.iter().map(|&group| self.keys.key(group));
@@ -202,7 +231,9 @@ impl FinalAggregate {
             if due.groups.is_empty() {
                 return Ok(());
             }
-            self.emit(&due, out)?;
+            if self.listeners.closed {
+                self.emit(&due, out)?;
+            }
             let mut open = Vec::new();
             let mut kept = Vec::with_capacity(due.groups.len());
             for number in 0..due.groups.len() {

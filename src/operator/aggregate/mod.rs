@@ -30,7 +30,7 @@ use super::evaluate::failed;
 use super::{AggregateSpec, Result};
 use crate::record::Micros;
 
-pub use final_aggregate::{FinalAggregate, open_keys};
+pub use final_aggregate::{FinalAggregate, Listeners, open_keys};
 pub use partial::PartialAggregate;
 
 /// The columns that a partial aggregate hands to the final one: the group columns, each call's state columns,

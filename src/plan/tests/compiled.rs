@@ -56,7 +56,7 @@ fn run(sql: &str, times: &[&str]) -> RecordBatch {
     let plan = planned(&text.replace("PROBE", sql));
     let ingest = &plan.stages[0];
     let sink = ingest.nodes.iter().find_map(|node| match (&node.work, node.from) {
-        (Work::Sink(sink), Upstream::Node(from)) if &*plan.sinks[*sink].view == "probe" => Some(from),
+        (Work::Sink { sink, .. }, Upstream::Node(from)) if &*plan.sinks[*sink].view == "probe" => Some(from),
         _ => None,
     });
     let Work::Map(spec) = &ingest.nodes[sink.unwrap()].work else { panic!("a map") };

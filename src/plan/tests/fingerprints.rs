@@ -23,7 +23,38 @@ fn what_decides_no_state_changes_no_fingerprint() {
     same(&[("partition_by: [date(window_start)]", "partition_by: []")]);
     same(&[("sinks:\n", "  all: select flight from departures\nsinks:\n  all: {topic: {name: all}}\n")]);
     same(&[("select window_start, window_end, origin,", "SELECT  window_start,  window_end, origin,")]);
+    same(&[("    topic: {name: flights", "    emit: final\n    topic: {name: flights")]);
     assert_eq!(parse(FLIGHTS, "elsewhere/other.yaml").unwrap().fingerprint, first);
+}
+
+/// What a topic was told of windows is known by their state only, where a later record relies on it.
+#[test]
+fn a_sink_whose_records_rely_on_the_state_is_part_of_it() {
+    let changes = ("    topic: {name: flights", "    emit: changes\n    topic: {name: flights");
+    let no_key = (", key: [origin, carrier, window_start]", "");
+    let described = |changes: &[(&str, &str)]| planned(&flights_with(changes)).description;
+    let lines = diff(&described(&[]), &described(&[changes]));
+    let topic = "+   topic flights.hourly_delay, key (origin, carrier, window_start)";
+    assert_eq!(lines, ["+ sink hourly_delay", topic, "+   emit changes"]);
+    let lines = diff(&described(&[]), &described(&[no_key]));
+    assert_eq!(lines, ["+ sink hourly_delay", "+   topic flights.hourly_delay, key ()"]);
+    assert_eq!(
+        diff(&described(&[changes]), &described(&[changes, ("gold/hourly_delay", "silver/hourly")])),
+        [""; 0]
+    );
+
+    // Also what lies between the state and the sink.
+    let view = |where_: &str, sink: &str| {
+        let text = format!(
+            "  busy: select window_start, origin, carrier, flights from hourly_delay where {where_}\nsinks:\n  busy: {sink}\n"
+        );
+        planned(&flights_with(&[("sinks:\n", &text)])).description
+    };
+    let append = "{topic: {name: busy}}";
+    let lines = diff(&view("flights > 1", append), &view("flights > 2", append));
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    let upsert = "{topic: {name: busy, key: [window_start, origin, carrier]}}";
+    assert_eq!(view("flights > 1", upsert), view("flights > 2", upsert));
 }
 
 #[test]

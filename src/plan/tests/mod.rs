@@ -29,7 +29,8 @@ pub(super) fn outline(stage: &Stage) -> Vec<String> {
         Work::PartialAggregate(spec) => format!("partial {}", spec.view),
         Work::FinalAggregate(spec) => format!("final {}", spec.view),
         Work::Exchange { stage, key_columns } => format!("exchange {stage} by {key_columns:?}"),
-        Work::Sink(sink) => format!("sink {sink}"),
+        Work::Sink { sink, emit: Emit::Final } => format!("sink {sink}"),
+        Work::Sink { sink, emit: Emit::Changes } => format!("sink {sink} of changes"),
     };
     let from = |from: Upstream| match from {
         Upstream::Input => "input".to_string(),

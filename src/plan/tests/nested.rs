@@ -68,6 +68,18 @@ fn a_view_is_planned_once_and_fans_out() {
 }
 
 #[test]
+fn sinks_of_changes_are_told_apart_and_a_replay_has_none() {
+    let text = TWO
+        .replace("hourly: {topic", "hourly: {emit: changes, topic")
+        .replace("heavy: {topic", "heavy: {emit: changes, topic");
+    let plan = planned(&text);
+    assert_eq!(outline(&plan.stages[1])[5], "sink 2 of changes < 1");
+    assert_eq!(outline(&plan.stages[0])[4], "sink 1 < 0", "rows without a window leave as they come");
+    assert_eq!((plan.sinks[1].emit, plan.sinks[2].emit), (Emit::Final, Emit::Changes));
+    assert_eq!(outline(&plan.for_replay().stages[1]), outline(&planned(TWO).stages[1]));
+}
+
+#[test]
 fn the_second_aggregate_takes_changes_and_adds_no_grace() {
     let plan = planned(TWO);
     let (hourly, daily) = (aggregate(&plan, "hourly"), aggregate(&plan, "daily"));

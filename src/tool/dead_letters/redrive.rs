@@ -94,7 +94,7 @@ impl<'a> Rules<'a> {
         let mut branching = BTreeSet::new();
         for stage in &plan.stages {
             let StageInput::Source(source) = stage.input else { continue };
-            let ways = |work: &Work| matches!(work, Work::Exchange { .. } | Work::Sink(_));
+            let ways = |work: &Work| matches!(work, Work::Exchange { .. } | Work::Sink { .. });
             if stage.nodes.iter().filter(|node| ways(&node.work)).count() > 1 {
                 branching.insert(Arc::clone(&plan.sources[source].topic));
             }

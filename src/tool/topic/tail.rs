@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use crate::engine::is_retraction;
 use crate::log::{Event, Log, Span};
 use crate::record::{OwnedRecord, TopicPartition};
 use crate::tool::{Printer, Result, Stop};
@@ -26,7 +27,8 @@ pub struct TailOptions {
     pub key: bool,
 }
 
-/// Prints a topic's records, committed ones only: value lines, or envelopes with `--json`.
+/// Prints a topic's records, committed ones only: value lines, or envelopes with `--json`. A line of a retraction
+/// says so, as it would else read like the row that it takes back.
 pub fn tail(log: &dyn Log, options: &TailOptions, stop: &Stop, out: &mut Printer) -> Result<()> {
     let held = spans(log, &options.topic)?;
     let mut left = options.count.unwrap_or(usize::MAX);
@@ -130,6 +132,9 @@ fn print(
         return out.object(&Printed { partition, record });
     }
     let mut line = Vec::new();
+    if is_retraction(&record.headers) {
+        line.extend_from_slice(b"retract ");
+    }
     if options.key {
         line.extend_from_slice(record.key.as_deref().unwrap_or(b"null"));
         line.push(b'\t');

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::engine::{self, Progress, RunOptions, TopicNames};
+use crate::engine::{self, Progress, RunOptions, TopicNames, settle};
 use crate::log::memory::MemoryLog;
 use crate::log::{Log, LogError, Outgoing, Span, TopicSpec, read_spans};
-use crate::plan::{Plan, TopicSink};
+use crate::plan::{Correction, Plan, TopicSink};
 use crate::record::{OwnedRecord, TopicPartition};
 
 use super::file::TestRecord;
@@ -33,7 +33,8 @@ pub type Row = (Option<Vec<u8>>, Vec<u8>);
 /// What became of a case's records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// By view, in the order of the topic's partitions: key and value. Of upserts the last of each key.
+    /// By view, in the order of the topic's partitions: key and value. Of upserts the last of each key, without
+    /// keys what retractions have left.
     pub refined: BTreeMap<Arc<str>, Vec<Row>>,
     pub late: Vec<OwnedRecord>,
     pub dead: Vec<OwnedRecord>,
@@ -97,9 +98,14 @@ impl Observed {
         let mut observed = Self::default();
         for sink in &plan.sinks {
             let Some(topic) = &sink.topic else { continue };
-            let upsert = !sink.row_key.is_empty() && !topic.key.is_empty();
-            let records = read(log, &topic.topic)?;
-            let rows = if upsert { last_by_key(records) } else { all(records) };
+            let rows = match sink.correction() {
+                Correction::Never => all(read(log, &topic.topic)?),
+                Correction::Upsert => last_by_key(read(log, &topic.topic)?),
+                Correction::Retract => {
+                    let partitions = read_partitions(log, &topic.topic)?;
+                    partitions.into_iter().flat_map(|records| all(settle(records))).collect()
+                }
+            };
             observed.refined.insert(Arc::clone(&sink.view), rows);
         }
         observed.late = read(log, &names.late)?;
@@ -125,14 +131,18 @@ fn last_by_key(records: Vec<OwnedRecord>) -> Vec<Row> {
 
 /// All committed records of a topic, partition by partition; none where it does not exist.
 pub fn read(log: &dyn Log, topic: &str) -> Result<Vec<OwnedRecord>> {
-    let mut records = Vec::new();
+    Ok(read_partitions(log, topic)?.into_iter().flatten().collect())
+}
+
+fn read_partitions(log: &dyn Log, topic: &str) -> Result<Vec<Vec<OwnedRecord>>> {
     let spans = Span::of_topic(log, topic)?.unwrap_or_default();
-    // One by one, so that the records stand in the order of the partitions.
-    for span in &spans {
+    let each = spans.iter().map(|span| {
+        let mut records = Vec::new();
         read_spans(log, std::slice::from_ref(span), &|| false, &mut |run| {
             records.extend((0..run.records.len()).map(|index| run.records.to_owned(index)));
             Ok::<_, LogError>(ControlFlow::Continue(()))
         })?;
-    }
-    Ok(records)
+        Ok(records)
+    });
+    each.collect()
 }

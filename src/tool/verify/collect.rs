@@ -19,11 +19,13 @@ pub struct Replayed {
     pub owed: bool,
 }
 
-/// Equal rows without a key.
+/// Equal rows without a key: how many were written more than taken back.
 #[derive(Clone, Copy, Default)]
 pub struct Count {
-    pub all: u64,
-    pub owed: u64,
+    pub all: i64,
+    pub owed: i64,
+    /// Of the replay's rows, where they have a window.
+    pub window_end: Option<Micros>,
 }
 
 /// What the replay gave one sink.
@@ -94,7 +96,8 @@ impl SinkWriter for Collector<'_> {
                 None => {
                     let count = rows.counts.entry(value).or_default();
                     count.all += 1;
-                    count.owed += u64::from(owed);
+                    count.owed += i64::from(owed);
+                    count.window_end = window_end;
                 }
             }
         })
@@ -108,6 +111,7 @@ impl SinkWriter for Collector<'_> {
                 let sum = all.counts.entry(value).or_default();
                 sum.all += count.all;
                 sum.owed += count.owed;
+                sum.window_end = count.window_end;
             }
         }
         Ok(())

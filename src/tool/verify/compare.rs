@@ -1,5 +1,5 @@
 //! A view's refined topic against what the replay gave: the last value of each key, or, without keys, how often
-//! each value stands there.
+//! each value stands there, less how often it was taken back.
 //!
 //! A record that an earlier version of the topology may have written is compared too, but does not have to be
 //! what this version makes of its source.
@@ -9,9 +9,9 @@ use std::ops::ControlFlow;
 
 use super::collect::{Count, Replayed, ReplayedRows, window_column};
 use super::{Difference, ViewReport};
-use crate::engine::Since;
+use crate::engine::{Since, is_retraction};
 use crate::log::{Log, LogError, Span, read_spans};
-use crate::plan::SinkPlan;
+use crate::plan::{Correction, SinkPlan};
 use crate::record::Micros;
 use crate::time::is_closed;
 
@@ -34,8 +34,15 @@ pub struct Live {
 }
 
 impl Live {
-    pub fn read(log: &dyn Log, topic: &str, keyed: bool, since: Option<&Since>) -> Result<Self, LogError> {
+    pub fn read(
+        log: &dyn Log,
+        sink: &SinkPlan,
+        topic: &str,
+        since: Option<&Since>,
+    ) -> Result<Self, LogError> {
         let mut live = Self::default();
+        let keyed = sink.topic.as_ref().is_some_and(|topic| !topic.key.is_empty());
+        let retracts = sink.correction() == Correction::Retract;
         let spans = Span::of_topic(log, topic)?.unwrap_or_default();
         read_spans(log, &spans, &|| false, &mut |run| {
             let partition = run.partition.partition;
@@ -51,12 +58,14 @@ impl Live {
                         continue;
                     }
                     let count = live.counts.entry(value).or_default();
-                    count.all += 1;
-                    count.owed += u64::from(owed);
+                    let weight = if retracts && is_retraction(&run.records.headers(index)) { -1 } else { 1 };
+                    count.all += weight;
+                    count.owed += if owed { weight } else { 0 };
                 }
             }
             Ok::<_, LogError>(ControlFlow::Continue(()))
         })?;
+        live.counts.retain(|_, count| count.all != 0);
         Ok(live)
     }
 }
@@ -73,9 +82,10 @@ pub fn compare(
     differences_max: usize,
 ) -> ViewReport {
     let mut report = ViewReport { earlier_version: live.earlier, ..ViewReport::default() };
+    // Without a window, which rows came before the cut nothing tells once the live run has gone on.
     let closed = |end: Option<Micros>| end.map_or(!moved, |end| is_closed(end, sink.grace, watermark));
     let mut differing = by_key(sink, live.by_key, replayed.by_key, closed, &mut report);
-    differing.extend(by_count(live.counts, replayed.counts, moved, &mut report));
+    differing.extend(by_count(sink, live.counts, replayed.counts, closed, &mut report));
     report.differing = differing.len() as u64;
     differing.sort();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -133,34 +143,44 @@ fn by_key(
 
 /// The live run must have each row as often as the replay, as far as this version wrote it.
 fn by_count(
+    sink: &SinkPlan,
     mut live: HashMap<Vec<u8>, Count>,
     replayed: HashMap<Vec<u8>, Count>,
-    moved: bool,
+    closed: impl Fn(Option<Micros>) -> bool,
     report: &mut ViewReport,
 ) -> Vec<Differing> {
-    if moved {
-        // Which rows came before the cut, nothing tells.
-        report.not_compared += live.values().map(|count| count.all).sum::<u64>();
-        return Vec::new();
-    }
     let mut differing = Vec::new();
-    let text = |count: u64| (count > 0).then(|| count.to_string().into_bytes());
+    let rows = |count: i64| count.unsigned_abs();
     for (value, replayed) in replayed {
         let live = live.remove(&value).unwrap_or_default();
-        if live.owed <= replayed.all && replayed.owed <= live.all {
-            report.equal += live.all.min(replayed.all);
-            report.earlier_version += live.all.saturating_sub(replayed.all);
+        if !closed(replayed.window_end) {
+            report.not_compared += rows(live.all);
+            // Of a view without windows, the cut tells nothing of what is missing.
+            report.pending += replayed.window_end.map_or(0, |_| rows((replayed.all - live.all).max(0)));
+        } else if live.owed <= replayed.all && replayed.owed <= live.all {
+            report.equal += rows(live.all.min(replayed.all));
+            report.earlier_version += rows((live.all - replayed.all).max(0));
         } else {
-            differing.push((value, text(live.all), text(replayed.all)));
+            differing.push((value, times(live.all), times(replayed.all)));
         }
     }
     for (value, live) in live {
-        match live.owed {
-            0 => report.earlier_version += live.all,
-            _ => differing.push((value, text(live.all), None)),
+        match (closed(live_window_end(sink, &value)), live.owed) {
+            (false, _) => report.not_compared += rows(live.all),
+            (true, 0) => report.earlier_version += rows(live.all),
+            (true, _) => differing.push((value, times(live.all), None)),
         }
     }
     differing
+}
+
+/// How often a row stands there.
+fn times(count: i64) -> Option<Vec<u8>> {
+    match count {
+        0 => None,
+        1.. => Some(count.to_string().into_bytes()),
+        _ => Some(format!("{count}: taken back more often than written").into_bytes()),
+    }
 }
 
 /// The window's end of a refined record that only the live run has, from its value.

@@ -15,7 +15,7 @@ use headwater::engine::{
 };
 use headwater::log::Log;
 use headwater::log::memory::{Faults, MemoryLog};
-use headwater::plan::{Late, Plan};
+use headwater::plan::{Emit, Late, Plan};
 use headwater::record::{Batch, OwnedRecord, TopicPartition};
 use headwater::tool::topology_test::{Observed, publish, read, value};
 use serde_json::{Value, json};
@@ -355,7 +355,7 @@ impl<'a> Bench<'a> {
         panic!("{}: not done after {STARTS_MAX} starts", self.golden.name);
     }
 
-    /// All refined records; of a topology with corrections the last of each key.
+    /// All refined records; of a topology with corrections, and of a sink of changes, what these have left.
     fn outcome(&self, log: &MemoryLog) -> Outcome {
         let plan = self.plan();
         let names = TopicNames::of(plan);
@@ -363,7 +363,7 @@ impl<'a> Bench<'a> {
         let last = Observed::read(log, plan).unwrap().refined;
         for sink in &plan.sinks {
             let topic = &sink.topic.as_ref().unwrap().topic;
-            let rows: Vec<String> = match self.golden.has_later() {
+            let rows: Vec<String> = match self.golden.has_later() || sink.emit == Emit::Changes {
                 true => last[&sink.view].iter().map(|(key, row)| line(key.as_deref(), row)).collect(),
                 false => {
                     let records = read(log, topic).unwrap();

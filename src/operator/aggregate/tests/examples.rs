@@ -75,7 +75,7 @@ fn a_row_whose_argument_fails_is_rejected_and_neither_taken_nor_counted() {
 #[test]
 fn a_filter_keeps_rows_from_an_argument_that_would_fail() {
     let spec = Arc::new(shares(true));
-    let mut operator = FinalAggregate::new(Arc::clone(&spec), empty_state()).unwrap();
+    let mut operator = final_aggregate(Arc::clone(&spec), empty_state()).unwrap();
     let mut out = Output::default();
     let rows = batch(&[row(0, 10, 50), row(1, 10, 0), row(2, 10, 25)], Micros::MIN);
     operator.process(0, &partial(&spec, &[rows])[0], &mut out).unwrap();
@@ -89,7 +89,7 @@ fn damaged_state_is_an_error() {
     let state = empty_state();
     let feed = || partial(&spec, &[batch(&[row(0, 10, 1)], Micros::MIN)]).remove(0);
     let mut out = Output::default();
-    let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+    let mut operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
     operator.process(0, &feed(), &mut out).unwrap();
     operator.flush(&mut out).unwrap();
     let mut stored = Vec::new();
@@ -103,7 +103,7 @@ fn damaged_state_is_an_error() {
         let mut damaged = value.clone();
         damaged[place] ^= 1;
         state.lock().unwrap().put(&key, &damaged);
-        let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+        let mut operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
         operator.process(0, &feed(), &mut out).unwrap();
         let error = operator.flush(&mut out).unwrap_err();
         assert!(error.to_string().contains("damaged"), "{error}");
@@ -115,7 +115,7 @@ fn rows_of_expired_windows_are_named_and_those_of_closed_ones_corrected() {
     let mut short = spec();
     short.retention = 100;
     let spec = Arc::new(short);
-    let mut operator = FinalAggregate::new(Arc::clone(&spec), empty_state()).unwrap();
+    let mut operator = final_aggregate(Arc::clone(&spec), empty_state()).unwrap();
     let mut out = Output::default();
     operator.advance(200, &mut out).unwrap();
     let exchanged = partial(&spec, &[batch(&[row(3, 10, 1), row(4, 20, 2), row(5, 110, 3)], Micros::MIN)]);
@@ -144,7 +144,7 @@ fn rows_of_expired_windows_are_named_and_those_of_closed_ones_corrected() {
 #[test]
 fn without_retention_a_row_for_a_closed_window_is_an_error() {
     let spec = Arc::new(spec());
-    let mut operator = FinalAggregate::new(Arc::clone(&spec), empty_state()).unwrap();
+    let mut operator = final_aggregate(Arc::clone(&spec), empty_state()).unwrap();
     let mut out = Output::default();
     operator.advance(100, &mut out).unwrap();
     let exchanged = partial(&spec, &[batch(&[row(3, 10, 1)], Micros::MIN)]);
@@ -158,7 +158,7 @@ fn a_row_that_is_taken_back_before_it_is_added_shows_nowhere() {
     changing.changes = true;
     changing.retention = 1_000;
     let spec = Arc::new(changing);
-    let mut operator = FinalAggregate::new(Arc::clone(&spec), empty_state()).unwrap();
+    let mut operator = final_aggregate(Arc::clone(&spec), empty_state()).unwrap();
     let mut feed = |row: Row, weight: i64| {
         let mut out = Output::default();
         let mut change = batch(&[row], Micros::MIN);
@@ -182,7 +182,7 @@ fn windows_close_in_order_of_window_and_key_and_only_when_due() {
     for (spec, at_200) in [(spec(), 3), (endless, 0)] {
         let spec = Arc::new(spec);
         let state = empty_state();
-        let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+        let mut operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
         let mut out = Output::default();
         let keyed = |offset, time, key| Row { key: Some(key), ..row(offset, time, 1) };
         let rows = [keyed(0, 210, "a"), keyed(1, 110, "b"), keyed(2, 10, "z"), keyed(3, 110, "a")];
@@ -205,7 +205,7 @@ fn an_aborted_epoch_leaves_what_was_committed() {
     let state = empty_state();
     let feed = |row: Row| partial(&spec, &[batch(&[row], Micros::MIN)]).remove(0);
     let mut out = Output::default();
-    let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+    let mut operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
     operator.process(0, &feed(row(0, 10, 1)), &mut out).unwrap();
     operator.flush(&mut out).unwrap();
     state.lock().unwrap().commit_epoch();
@@ -215,7 +215,7 @@ fn an_aborted_epoch_leaves_what_was_committed() {
 
     state.lock().unwrap().abort_epoch();
     let mut out = Output::default();
-    let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+    let mut operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
     operator.process(0, &feed(row(1, 20, 5)), &mut out).unwrap();
     operator.advance(100, &mut out).unwrap();
     assert_eq!(out.batches[0].rows.column(5).as_primitive::<Int64Type>().values(), &[6]);
@@ -227,7 +227,7 @@ fn a_sum_that_does_not_fit_is_an_error_but_one_that_only_passes_through_is_not()
     let run = |integers: &[i64]| {
         let rows: Vec<Row> =
             integers.iter().enumerate().map(|(offset, &integer)| row(offset as i64, 10, integer)).collect();
-        let mut operator = FinalAggregate::new(Arc::clone(&spec), empty_state())?;
+        let mut operator = final_aggregate(Arc::clone(&spec), empty_state())?;
         let mut out = Output::default();
         for row in rows {
             let mut batch = batch(&[row], Micros::MIN);

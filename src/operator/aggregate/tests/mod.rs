@@ -1,6 +1,7 @@
 //! Partial and final aggregate together: however rows are split, merged, interrupted and corrected, the result
 //! is that of the whole input at once, and that of a naive reference.
 
+mod changes;
 mod examples;
 mod properties;
 
@@ -19,7 +20,7 @@ use datafusion_physical_expr::expressions::{binary, col, lit};
 use super::super::{
     AggregateCall, AggregateSpec, Function, GroupColumn, Operator, Order, Output, SharedState,
 };
-use super::{FinalAggregate, PartialAggregate};
+use super::{FinalAggregate, Listeners, PartialAggregate};
 use crate::record::{Batch, Micros, Origin, SourceRows};
 use crate::state::{MemoryStore, TaskState};
 
@@ -157,6 +158,11 @@ fn batch(rows: &[Row], watermark: Micros) -> Batch {
     }
 }
 
+/// One whose rows somebody has as their windows close.
+fn final_aggregate(spec: Arc<AggregateSpec>, state: SharedState) -> super::super::Result<FinalAggregate> {
+    FinalAggregate::new(spec, state, Listeners { closed: true, changes: false })
+}
+
 fn empty_state() -> SharedState {
     Arc::new(Mutex::new(TaskState::new(Box::new(MemoryStore::default()))))
 }
@@ -209,7 +215,7 @@ impl Table {
 
 /// One batch an origin, one epoch, everything closed at the end.
 fn whole(spec: &Arc<AggregateSpec>, rows: &[Row]) -> Vec<Batch> {
-    let mut operator = FinalAggregate::new(Arc::clone(spec), empty_state()).unwrap();
+    let mut operator = final_aggregate(Arc::clone(spec), empty_state()).unwrap();
     let mut out = Output::default();
     for origin in 0..3 {
         let own: Vec<Row> = rows.iter().filter(|row| row.origin == origin).cloned().collect();

@@ -17,7 +17,7 @@ fn float() -> impl Strategy<Value = f64> {
     ]
 }
 
-fn rows(max: usize) -> impl Strategy<Value = Vec<Row>> {
+pub(super) fn rows(max: usize) -> impl Strategy<Value = Vec<Row>> {
     let row = (
         0u32..3,
         -250i64..250,
@@ -69,7 +69,7 @@ proptest! {
         exchanged.sort_by_key(|(shuffle, _)| *shuffle);
 
         let state = empty_state();
-        let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+        let mut operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
         let mut out = Output::default();
         for (index, (shuffle, batch)) in exchanged.iter().enumerate() {
             operator.process(0, batch, &mut out).unwrap();
@@ -78,7 +78,7 @@ proptest! {
                 state.lock().unwrap().commit_epoch();
             }
             if index % 3 == 0 && shuffle % 2 == 0 {
-                operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+                operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
                 operator.advance(-1_000, &mut out).unwrap();
             }
         }
@@ -111,7 +111,7 @@ proptest! {
         correcting.retention = 10_000;
         let spec = Arc::new(correcting);
         let state = empty_state();
-        let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+        let mut operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
         let mut watermark = Micros::MIN;
         let mut table = Table::default();
         let mut changes = Vec::new();
@@ -126,7 +126,7 @@ proptest! {
                 if rebuild {
                     operator.flush(&mut out).unwrap();
                     state.lock().unwrap().commit_epoch();
-                    operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+                    operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
                     let mut again = Output::default();
                     operator.advance(watermark, &mut again).unwrap();
                     prop_assert!(again.batches.is_empty());
@@ -147,7 +147,7 @@ proptest! {
         let downstream = Arc::new(downstream_spec(&spec));
         let mut results = Vec::new();
         for input in [&changes, &at_once] {
-            let mut operator = FinalAggregate::new(Arc::clone(&downstream), empty_state()).unwrap();
+            let mut operator = final_aggregate(Arc::clone(&downstream), empty_state()).unwrap();
             let mut out = Output::default();
             for batch in input {
                 for exchanged in partial(&downstream, std::slice::from_ref(batch)) {
@@ -233,7 +233,7 @@ proptest! {
         changing.retention = retention;
         let spec = Arc::new(changing);
         let state = empty_state();
-        let mut operator = FinalAggregate::new(Arc::clone(&spec), Arc::clone(&state)).unwrap();
+        let mut operator = final_aggregate(Arc::clone(&spec), Arc::clone(&state)).unwrap();
         let mut table = Table::default();
         for weight in [1, -1] {
             let mut out = Output::default();
@@ -278,7 +278,7 @@ proptest! {
             prop_assert!(bytes < 600 << 10, "a row of {bytes} bytes");
         }
         prop_assert!(next < 30_000 || out.batches.len() > 1);
-        let mut merged = FinalAggregate::new(Arc::clone(&spec), empty_state()).unwrap();
+        let mut merged = final_aggregate(Arc::clone(&spec), empty_state()).unwrap();
         let mut closed = Output::default();
         for part in &out.batches {
             merged.process(0, part, &mut closed).unwrap();
