@@ -47,6 +47,11 @@ impl Shape {
         format!("{records} records of {VALUE_BYTES} bytes in {partitions} partitions, {keys} keys")
     }
 
+    /// What the stateless job keeps of the bids: auction, bidder, price.
+    pub fn dear(&self) -> impl Iterator<Item = [i64; 3]> {
+        self.bids().filter(|bid| bid.price >= PRICE_MIN).map(|bid| [bid.auction, bid.bidder, bid.price])
+    }
+
     fn bids(&self) -> impl Iterator<Item = Bid> {
         let Shape { records, keys, .. } = *self;
         let mut random = 0x9E37_79B9_7F4A_7C15;

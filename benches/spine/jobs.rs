@@ -19,6 +19,7 @@ use headwater::record::{Run, TopicPartition};
 use headwater::tool::replay::{LakeReplay, replay_into_lake};
 
 use super::Result;
+use super::alone;
 use super::bids::{self, Expected, Group, Shape};
 use super::meter::{Measured, Meter};
 
@@ -30,6 +31,10 @@ pub enum Job {
     Read,
     /// The same, and the columns that the window job reads decoded
     Decode,
+    /// The stateless job's rows as JSON, to memory
+    Encode,
+    /// The stateless job's records to a topic, idempotent, outside any transaction
+    Produce,
     /// Filter and 10 s windows by key into a refined topic, exactly once
     Window,
     /// Filter and projection into a refined topic, exactly once
@@ -39,12 +44,15 @@ pub enum Job {
 }
 
 impl Job {
-    pub const ALL: [Job; 5] = [Job::Read, Job::Decode, Job::Window, Job::Stateless, Job::Replay];
+    pub const ALL: [Job; 7] =
+        [Job::Read, Job::Decode, Job::Encode, Job::Produce, Job::Window, Job::Stateless, Job::Replay];
 
     pub fn name(self) -> &'static str {
         match self {
             Job::Read => "read",
             Job::Decode => "decode",
+            Job::Encode => "encode",
+            Job::Produce => "produce",
             Job::Window => "window",
             Job::Stateless => "stateless",
             Job::Replay => "replay",
@@ -55,6 +63,8 @@ impl Job {
         match self {
             Job::Read => "read: librdkafka, bytes counted",
             Job::Decode => "decode: read + JSON of the columns that the windows need",
+            Job::Encode => "encode: the stateless job's rows as JSON",
+            Job::Produce => "produce: these, to a topic of 4 partitions",
             Job::Window => "window: run, filter + 10 s count/sum/max by key",
             Job::Stateless => "stateless: run, filter + 3 of 7 columns",
             Job::Replay => "replay: the window job into Parquet",
@@ -112,6 +122,8 @@ pub fn run(job: Job, setting: &Setting) -> Result<Measured> {
     let measured = match job {
         Job::Read => bench.read(),
         Job::Decode => bench.decode(),
+        Job::Encode => alone::encode(bench.setting),
+        Job::Produce => alone::produce(bench.setting, &*bench.log, &bench.name),
         Job::Window => bench.window(),
         Job::Stateless => bench.stateless(),
         Job::Replay => bench.replay(),

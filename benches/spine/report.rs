@@ -7,6 +7,13 @@ use serde_json::json;
 use super::jobs::{Job, Setting};
 use super::meter::Measured;
 
+/// What a job can't do without. `decode` reads, too.
+const LIMITS: [(Job, &[Job]); 3] = [
+    (Job::Stateless, &[Job::Decode, Job::Encode, Job::Produce]),
+    (Job::Window, &[Job::Decode]),
+    (Job::Replay, &[Job::Decode]),
+];
+
 pub struct Report {
     setting: Setting,
     /// The best round of each job, in the order in which they ran.
@@ -36,6 +43,14 @@ impl Report {
         limit.map(|(_, limit)| measured.cpu_seconds / limit.cpu_seconds)
     }
 
+    /// How much of a job's CPU the steps that it can't do without take, each measured alone.
+    fn share(&self, job: Job, limits: &[Job]) -> Option<f64> {
+        let cpu = |wanted: Job| {
+            self.jobs.iter().find(|(job, _)| *job == wanted).map(|(_, measured)| measured.cpu_seconds)
+        };
+        Some(limits.iter().map(|&limit| cpu(limit)).sum::<Option<f64>>()? / cpu(job)?)
+    }
+
     pub fn table(&self) -> String {
         let mut table = format!(
             "\n{}, {} in the topic, {} worker(s), {} cores\n\n",
@@ -60,6 +75,12 @@ impl Report {
                 measured.rss_peak_bytes as f64 / f64::from(1 << 20),
                 number(measured.broker_cpu_seconds.map(|seconds| seconds / self.millions())),
             );
+        }
+        for (job, limits) in LIMITS {
+            if let Some(share) = self.share(job, limits) {
+                let names: Vec<&str> = limits.iter().map(|limit| limit.name()).collect();
+                let _ = writeln!(table, "\n{}: {:.0} % of {}", job.name(), share * 100.0, names.join(" + "));
+            }
         }
         table.push_str("\nChecked row by row:\n");
         for (job, measured) in &self.jobs {
