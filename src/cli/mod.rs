@@ -126,8 +126,19 @@ impl Global {
     }
 }
 
+/// Has all threads allocate from a few heaps. By glibc's defaults each thread that writes a checkpoint may have another
+/// one, and each keeps what was freed in it: twice the memory, at a million keys of state, for no time saved.
+#[cfg(target_env = "gnu")]
+fn share_heaps() {
+    const HEAPS_MAX: libc::c_int = 2;
+    // SAFETY: sets a parameter of the allocator, before there is a second thread. A refusal changes nothing.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX) };
+}
+
 /// Parses the arguments, does what they say, and prints the error if there is one.
 pub fn main() -> ExitCode {
+    #[cfg(target_env = "gnu")]
+    share_heaps();
     let Cli { global, command } = Cli::parse();
     global.start_log();
     let outcome = match command {
