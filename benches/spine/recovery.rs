@@ -278,7 +278,7 @@ fn table(arguments: &Arguments, recoveries: &[Recovery]) -> String {
         arguments.partitions,
         arguments.threads
     );
-    table.push_str("| recovered from | first stateless result, s | first keyed result, s | process, plan | topics | group | load | fold | first commit | until seen | records folded | MiB got |\n");
+    table.push_str("| recovered from | first stateless result, s | first keyed result, s | process, plan | topics | group | load | fold | first commit | until seen | exchange records folded | MiB got |\n");
     table.push_str("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for recovery in recoveries {
         let parts: Vec<String> = recovery.parts.iter().map(|seconds| format!("{seconds:.2}")).collect();
