@@ -32,16 +32,40 @@ pub enum Fault {
     ZombieCommit,
     /// R2: a checkpoint below the log's start is good enough.
     OldCheckpoint,
+    /// R2: the copy that was made last is the one that counts, wherever it stands.
+    CopyReplacesNewer,
+    /// R2: what the newest copy holds is trimmed, and nothing is left for the one before.
+    TrimmedToNewest,
+    /// R2: a checkpoint on this machine is enough for trimming.
+    TrimmedUncopied,
+    /// R2: without a checkpoint, what is left of the log is folded.
+    FoldsWhatIsLeft,
+    /// R2: a group without offsets begins anew.
+    ExpiredOffsetsBeginAnew,
     /// R3: only origins that were heard of are waited for.
     OriginsUndeclared,
     /// R4: the minimum over no origins is the end of time.
     NobodyActiveClosesAll,
+    /// R4: a transaction without records carries no offset, and nothing fences it.
+    UnfencedIdle,
+    /// R4: who takes an idle origin over does not know that the others were told so.
+    WakeForgotten,
     /// R5: what is too far ahead is decided by the clock on the wall.
     WallClockDecides,
     /// R6: a stage forwards its watermark without the grace of its windows.
     GraceNotHeldBack,
     /// R7: an abort keeps what the epoch did to the state.
     AbortKeepsEpoch,
+    /// R8: the keyed tasks are not waited for.
+    VerifyBeforeKeyed,
+    /// R8: what transactions of others still hide is not waited for.
+    VerifyStableOnly,
+    /// R8: an idle origin does not hold the cut's watermark back.
+    VerifyHonoursIdleness,
+    /// R8: windows that are open at the cut are compared, too.
+    VerifyOpenWindows,
+    /// R8: what was emitted first is compared, not what corrections made of it.
+    VerifyFirstValue,
     /// R10: an end is tested against the records that were read, not the position.
     EndsByRecords,
     /// R11: ties go to whoever came first.
@@ -50,6 +74,12 @@ pub enum Fault {
     CountersOutliveAbort,
     /// R14: everybody waits for the slowest, whether it can move or not.
     WaitForAll,
+    /// R14: how far other processes are is not looked at.
+    OthersUnwatched,
+    /// R14: another process's origin that is read to its end is waited for.
+    OthersNeverCaughtUp,
+    /// R14: an origin that does not move is waited for without end.
+    PatienceWithoutEnd,
 }
 
 #[cfg(feature = "planted-faults")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::log::Log;
 use crate::objects::Patience;
+use crate::planted::{Fault, planted};
 use crate::record::TopicPartition;
 use crate::state::{CheckpointStats, StateError};
 
@@ -18,6 +19,8 @@ use super::{EngineError, Result, lock};
 
 /// Who gives a partition up, or stops, waits this long for a copy on its way; the next owner folds what it lacks.
 const COPY_GRACE: Duration = Duration::from_secs(5);
+/// Copies that are kept of a task's checkpoints, and as many must be there before anything is trimmed.
+const COPIES: usize = 2;
 /// A worker whose memory is full waits for a copy as long as each of its requests takes no longer than this.
 const REQUEST_GRACE: Duration = Duration::from_secs(10);
 
@@ -57,16 +60,19 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
         let stats = writer.write()?;
         let Some(checkpoints) = checkpoints else { return Ok(stats) };
         // What is not copied is neither lost nor trimmed; an outage of the object store stops nobody.
-        let copied = writer.upload(&checkpoints, &name, &fingerprint).and_then(|_| {
-            checkpoints.prune(&name, 2)?;
-            checkpoints.list(&name)
-        });
+        let copied =
+            writer.upload(&checkpoints, &name, &fingerprint).and_then(|_| checkpoints.prune(&name, COPIES));
         match copied {
-            Ok(copies) => trim(&*log, &partition, &copies),
-            Err(error) => tracing::warn!(
-                "{partition}: the checkpoint at {} is on this machine only, the next one is copied again: {error}",
-                stats.offset
-            ),
+            Ok(kept) => trim(&*log, &partition, &kept),
+            Err(error) => {
+                tracing::warn!(
+                    "{partition}: the checkpoint at {} is on this machine only, the next one is copied again: {error}",
+                    stats.offset
+                );
+                if planted(Fault::TrimmedUncopied) {
+                    trim(&*log, &partition, &[stats.offset; COPIES]);
+                }
+            }
         }
         Ok(stats)
     });
@@ -74,11 +80,12 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
     Ok(())
 }
 
-/// Deletes the records below the second-newest copy, which are never folded again (rule R2).
+/// Deletes the records below the second-newest copy, which are never folded again (rule R2). `copies`: the newest ones
+/// that can be read.
 fn trim(log: &dyn Log, partition: &TopicPartition, copies: &[i64]) {
-    if let [.., second, _] = *copies
-        && let Err(error) = log.delete_before(&[(partition.clone(), second)])
-    {
+    let [oldest, .., newest] = *copies else { return };
+    let below = if planted(Fault::TrimmedToNewest) { newest } else { oldest };
+    if let Err(error) = log.delete_before(&[(partition.clone(), below)]) {
         tracing::warn!("{partition} could not be trimmed, which is tried again later: {error}");
     }
 }

@@ -5,7 +5,7 @@
 //! moved within [`PATIENCE`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::log::Log;
@@ -14,9 +14,10 @@ use crate::planted::{Fault, planted};
 use crate::record::{Micros, TopicPartition};
 use crate::time::WATERMARK_MIN;
 
+use super::Result;
+use super::machine::{Job, Machine};
 use super::offsets::OffsetMetadata;
 use super::topics::TopicNames;
-use super::{EngineError, Result};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the origins of other processes are looked at.
@@ -69,7 +70,8 @@ impl Drift {
                 if planted(Fault::WaitForAll) {
                     return *other != origin;
                 }
-                *other != origin && !pace.caught_up && !pace.paused && now - pace.moved < PATIENCE
+                let moves = now - pace.moved < PATIENCE || planted(Fault::PatienceWithoutEnd);
+                *other != origin && !pace.caught_up && !pace.paused && moves
             })
             .map(|(_, pace)| pace.watermark)
             .min();
@@ -108,8 +110,15 @@ impl Drift {
     }
 }
 
-/// The source partitions of a topology, looked at from outside: whoever reads them commits how far they are.
+/// The source partitions of a topology as other processes read them, looked at from time to time.
 pub struct Others {
+    view: Arc<View>,
+    /// When the last look began, and the look while it lasts.
+    look: Mutex<(Option<Instant>, Option<Job<()>>)>,
+}
+
+/// Source partitions from outside: whoever reads them commits how far they are.
+struct View {
     drift: Drift,
     log: Arc<dyn Log>,
     group: String,
@@ -127,32 +136,38 @@ impl Others {
             origins.extend(partitions.map(|partition| TopicPartition::new(Arc::clone(&topic), partition)));
         }
         let (drift, log, group) = (drift.clone(), Arc::clone(log), names.group.clone());
-        Self { drift, log, group, origins, max_drift: plan.max_drift }
+        let view = View { drift, log, group, origins, max_drift: plan.max_drift };
+        Self { view: Arc::new(view), look: Mutex::default() }
     }
 
-    /// Looks at them from time to time, on a thread of its own, until the sender is dropped. Nobody waits for the
-    /// thread: the log may be away.
-    pub fn watch(self) -> Result<mpsc::Sender<()>> {
-        let (stop, stopped) = mpsc::channel();
-        let watch = move || {
-            while stopped.recv_timeout(OTHERS_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if let Err(error) = self.look(Instant::now()) {
-                    tracing::debug!("how far other processes are could not be read: {error}");
-                }
+    /// Begins a look beside the caller's work if one is due. Nobody waits for it: the log may be away.
+    pub fn watch(&self, machine: &Arc<dyn Machine>) {
+        // Another worker of this process is about it.
+        let Ok(mut look) = self.look.try_lock() else { return };
+        let now = machine.now();
+        let looks = look.1.as_ref().is_some_and(|look| !look.is_finished());
+        let rests = look.0.is_some_and(|began| now.saturating_duration_since(began) < OTHERS_EVERY);
+        if looks || rests || self.view.others().next().is_none() || planted(Fault::OthersUnwatched) {
+            return;
+        }
+        let (view, of) = (Arc::clone(&self.view), Arc::clone(machine));
+        let begun = Job::start(&**machine, move || {
+            if let Err(error) = view.look(of.now()) {
+                tracing::debug!("how far other processes are could not be read: {error}");
             }
-        };
-        let thread = std::thread::Builder::new().name("drift".into()).spawn(watch);
-        thread.map_err(|error| EngineError::internal(format!("a thread could not be started: {error}")))?;
-        Ok(stop)
+        });
+        *look = (Some(now), Some(begun));
+    }
+}
+
+impl View {
+    fn others(&self) -> impl Iterator<Item = &TopicPartition> {
+        self.origins.iter().filter(|origin| !self.drift.is_own(origin))
     }
 
     fn look(&self, now: Instant) -> Result<()> {
         let Some(fastest) = self.drift.fastest() else { return Ok(()) };
-        let others: Vec<TopicPartition> =
-            self.origins.iter().filter(|origin| !self.drift.is_own(origin)).cloned().collect();
-        if others.is_empty() {
-            return Ok(());
-        }
+        let others: Vec<TopicPartition> = self.others().cloned().collect();
         let committed = self.log.committed(&self.group, &others)?;
         for (origin, position) in others.into_iter().zip(committed) {
             let (offset, watermark, idle) = match position {
@@ -165,6 +180,7 @@ impl Others {
             // Only of one that somebody here might wait for does it matter whether it has unread records.
             let slow = fastest > watermark.saturating_add(self.max_drift);
             let caught_up = idle || !slow || self.log.bounds(&origin)?.end <= offset;
+            let caught_up = caught_up && !planted(Fault::OthersNeverCaughtUp);
             self.drift.other(origin, watermark, caught_up, now);
         }
         Ok(())
@@ -193,7 +209,7 @@ mod tests {
         let plan = crate::plan::parse(PLAN, "t.yaml").unwrap();
         let names = TopicNames::prepare(&plan, &*log, None).unwrap();
         let drift = Drift::default();
-        let others = Others::new(&plan, &names, &log, &drift);
+        let others = Others::new(&plan, &names, &log, &drift).view;
         let (began, second) = (Instant::now(), 1_000_000);
         let pause = |now| drift.must_pause(&a, 1000 * second, false, plan.max_drift, now);
         let commit = |offset, watermark: Micros, idle| {

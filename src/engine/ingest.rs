@@ -126,7 +126,7 @@ impl IngestTask {
             offset,
             tracker: WatermarkTracker::resume(spec.out_of_orderness, watermark),
             counters: metadata.and_then(|metadata| metadata.counters).unwrap_or_default(),
-            idle: metadata.is_some_and(|metadata| metadata.idle),
+            idle: metadata.is_some_and(|metadata| metadata.idle) && !planted(Fault::WakeForgotten),
             rejects: RejectWindow::default(),
         };
         let told = (Some(watermark).filter(|watermark| *watermark != WATERMARK_MIN), position.idle);

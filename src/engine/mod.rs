@@ -13,6 +13,7 @@
 //! checkpointing.rs      checkpoints beside the epochs
 //! recovery.rs           checkpoint at S, muted fold S..C
 //! run.rs                a topology live: topics, workers, until-end
+//! drift.rs              origins are read in step, whichever process reads them
 //! machine.rs            what a process takes from its machine: time, threads, a state directory
 //! replay.rs             the same tasks on bounded offsets with the exchange in memory
 //! simulation/           (tests) the engine in a world that one seed decides
@@ -48,7 +49,7 @@ mod replay;
 mod retraction;
 mod run;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 mod slot;
 mod start;
 mod topics;

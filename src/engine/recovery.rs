@@ -90,7 +90,7 @@ impl Recovery<'_> {
     fn task_at(&self, partition: &TopicPartition, at: &(Option<Position>, Bounds)) -> Result<Recovered> {
         let (committed, bounds) = (at.0.as_ref(), at.1);
         let stage = self.stage_of(partition)?;
-        if committed.is_none() && self.has_run {
+        if committed.is_none() && self.has_run && !planted(Fault::ExpiredOffsetsBeginAnew) {
             self.require_offsets()?;
         }
         let metadata = match committed {
@@ -244,7 +244,7 @@ impl Recovery<'_> {
     /// Folds up to the committed offset, muted: its output is in the topics already. The records folded.
     fn fold(&self, task: &mut KeyedTask, partition: &TopicPartition, until: i64) -> Result<u64> {
         let mut reader = self.log.reader()?;
-        if planted(Fault::OldCheckpoint) {
+        if planted(Fault::OldCheckpoint) || planted(Fault::FoldsWhatIsLeft) {
             task.skip_to(self.log.bounds(partition)?.start);
         }
         reader.assign(&[(partition.clone(), task.offset())])?;

@@ -101,6 +101,7 @@ pub struct Shared {
     pub checkpoints: Option<Arc<Checkpoints>>,
     pub progress: Progress,
     pub drift: Drift,
+    pub others: Others,
     pub until_end: Option<UntilEnd>,
     pub redriven: Redriven,
     /// It had committed something before this run.
@@ -137,6 +138,8 @@ impl Shared {
         if let Some(copies) = &checkpoints {
             progress.copies_to(copies);
         }
+        let drift = Drift::default();
+        let others = Others::new(plan, &names, log, &drift);
         Ok(Self {
             began,
             redriven: Redriven::read(&plan.name, &**log)?,
@@ -147,7 +150,8 @@ impl Shared {
             machine,
             checkpoints,
             progress,
-            drift: Drift::default(),
+            drift,
+            others,
             until_end,
             has_run: meta.is_some(),
             stop,
@@ -241,8 +245,6 @@ pub fn run(
     let process = Process { began, machine, checkpoints, progress: progress.clone(), stop: Arc::clone(stop) };
     let shared = Arc::new(Shared::open(plan, log, options, meta.as_ref(), process)?);
     shared.reached(StartStep::Admitted, 0);
-    // Dropped at the end, which ends it.
-    let _others = Others::new(plan, &shared.names, log, &shared.drift).watch()?;
     let mut outcomes: Vec<Result<u32>> = Vec::new();
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..options.threads.max(1))

@@ -353,6 +353,10 @@ impl Worker {
             let any = self.slots.iter().next();
             offsets.extend(any.map(|(partition, slot)| (partition.clone(), slot.position())));
         }
+        // An epoch without a record is one that declares an origin idle, among others.
+        if planted(Fault::UnfencedIdle) && self.epoch.as_ref().is_some_and(|epoch| epoch.records == 0) {
+            offsets.clear();
+        }
         if planted(Fault::CheckpointBeforeCommit) {
             for (partition, slot) in &mut self.slots {
                 slot.commit(true)?;
@@ -364,7 +368,7 @@ impl Worker {
         let starts = offsets.iter().filter_map(|(partition, _)| self.slots[partition].version_start.as_ref());
         entries.extend(starts.map(VersionStart::entry).collect::<Result<Vec<_>>>()?);
         remember(&self.shared.names.meta, &mut *self.member, &entries)?;
-        let committed = match (&self.fence, offsets.is_empty()) {
+        let committed = match (&self.fence, self.slots.is_empty()) {
             (Some(fence), false) => self.member.commit(fence, &offsets),
             // Everything was given up since the epoch began.
             _ => Err(CommitError::Aborted("no partition is left to commit".into())),
@@ -487,6 +491,7 @@ impl Worker {
     }
 
     fn watch_drift(&mut self) -> Result<()> {
+        self.shared.others.watch(&self.shared.machine);
         for (partition, slot) in &mut self.slots {
             let Task::Ingest(task) = &slot.task else { continue };
             let max_drift = self.shared.plan.max_drift;

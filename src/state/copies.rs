@@ -26,6 +26,7 @@ use super::packing::{pack, unpack};
 use super::requests::{RequestCounts, Requests};
 use super::{Change, Result, StateError, Store};
 use crate::objects::{Location, ObjectError, Objects, Patience};
+use crate::planted::{Fault, planted};
 
 /// A chunk is closed when it holds this much. A longer value makes a longer chunk.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -147,6 +148,11 @@ impl Checkpoints {
         let manifest = Manifest::new(&self.topology, task, offset, fingerprint, parts);
         let encoded = manifest.encode().map_err(|error| StateError::from_error(&self.place, &error))?;
         let created = self.create(task, &manifest_name(offset), encoded)?;
+        if planted(Fault::CopyReplacesNewer) {
+            for newer in self.list(task)?.into_iter().filter(|&newer| newer > offset) {
+                self.delete(task, &manifest_name(newer))?;
+            }
+        }
         Ok(CopyStats { existed: !created, ..stats })
     }
 
@@ -179,8 +185,9 @@ impl Checkpoints {
     }
 
     /// Deletes all but the `keep` newest checkpoints that can be read, and the chunks that only they used.
-    /// Nothing newer than those is touched: its chunks may belong to a checkpoint that is being copied.
-    pub fn prune(&self, task: &str, keep: usize) -> Result<()> {
+    /// Nothing newer than those is touched: its chunks may belong to a checkpoint that is being copied. Yields the
+    /// offsets of those that are kept, ascending.
+    pub fn prune(&self, task: &str, keep: usize) -> Result<Vec<i64>> {
         assert!(keep > 0, "the newest checkpoint is never pruned");
         let names = self.names(task)?;
         let mut offsets: Vec<i64> = names.iter().filter_map(|name| manifest_offset(name)).collect();
@@ -196,8 +203,9 @@ impl Checkpoints {
                 break;
             }
         }
-        let (Some(oldest), true) = (kept.last().map(|manifest| manifest.offset), kept.len() == keep) else {
-            return Ok(());
+        let at: Vec<i64> = kept.iter().rev().map(|manifest| manifest.offset).collect();
+        let (Some(&oldest), true) = (at.first(), at.len() == keep) else {
+            return Ok(at);
         };
         let used: BTreeSet<&str> =
             kept.iter().flat_map(Manifest::chunks).map(|chunk| &chunk.object[..]).collect();
@@ -210,7 +218,7 @@ impl Checkpoints {
                 self.delete(task, name)?;
             }
         }
-        Ok(())
+        Ok(at)
     }
 
     /// Deletes every checkpoint of the topology.

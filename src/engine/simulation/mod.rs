@@ -14,13 +14,15 @@ mod disk;
 #[cfg(feature = "planted-faults")]
 mod faults;
 mod feed;
-mod member;
+pub(crate) mod member;
 mod objects;
 mod outcome;
-mod process;
+pub(crate) mod process;
 #[cfg(feature = "planted-faults")]
 mod rules;
-mod world;
+#[cfg(feature = "planted-faults")]
+pub(crate) mod scene;
+pub(crate) mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +56,7 @@ fn settings(dice: &mut Dice) -> Settings {
         leave: some(dice, 3_000),
         impostor: some(dice, 1_500),
         objects_fail: some(dice, 300_000),
+        slow: some(dice, 500_000),
         disk_lost: dice.among(&[0, 0, 30]),
         log: Faults {
             seed: dice.next(),

@@ -10,13 +10,17 @@ use std::time::{Duration, Instant};
 
 use super::disk::Disk;
 use super::world::World;
-use crate::engine::Result;
 use crate::engine::machine::{Machine, Running};
 use crate::engine::run::{Life, Shared};
+use crate::engine::{Progress, Result};
 use crate::log::LogError;
 use crate::state::{StateError, Store};
 
 type Work = Box<dyn FnOnce() + Send>;
+/// Work, and when its turn comes.
+type Queue = VecDeque<(Instant, Arc<Mutex<Option<Work>>>)>;
+/// What is to happen as a process asks something; it is told what.
+type AtEdge = Box<dyn FnMut(&str) + Send>;
 
 pub struct Process {
     pub name: String,
@@ -27,7 +31,9 @@ pub struct Process {
     pub shared: Mutex<Option<Arc<Shared>>>,
     pub lives: Vec<Mutex<Option<Life>>>,
     pub stop: Arc<AtomicBool>,
-    jobs: Mutex<VecDeque<Arc<Mutex<Option<Work>>>>>,
+    /// What was started beside the workers.
+    jobs: Mutex<Queue>,
+    at_edge: Mutex<Option<AtEdge>>,
     crashed: AtomicBool,
     /// It has no workers yet.
     pub opening: AtomicBool,
@@ -47,6 +53,7 @@ impl Process {
             lives: (0..workers).map(|_| Mutex::new(None)).collect(),
             stop: Arc::default(),
             jobs: Mutex::default(),
+            at_edge: Mutex::default(),
             crashed: AtomicBool::new(false),
             opening: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
@@ -65,8 +72,18 @@ impl Process {
         {
             world.trace(|| format!("{} crashes", self.name));
             self.disk.crash(&mut world.dice());
-            self.jobs().clear();
+            self.forget_jobs();
         }
+    }
+
+    /// What it has started and not done is not done any more.
+    pub fn forget_jobs(&self) {
+        self.jobs().clear();
+    }
+
+    /// Lets something happen whenever the process is about to ask something of the world.
+    pub fn at_edges(&self, happens: impl FnMut(&str) + Send + 'static) {
+        *lock(&self.at_edge) = Some(Box::new(happens));
     }
 
     /// Whether no worker of it works any more.
@@ -80,6 +97,12 @@ impl Process {
         let Some(world) = self.world.upgrade() else { return false };
         if self.is_crashed() {
             return false;
+        }
+        // What happens then may come to an edge of this process, too.
+        let happens = lock(&self.at_edge).take();
+        if let Some(mut happens) = happens {
+            happens(what);
+            *lock(&self.at_edge) = Some(happens);
         }
         let edge = self.edges.fetch_add(1, Ordering::Relaxed) + 1;
         world.at_edge(self, edge, what);
@@ -107,21 +130,38 @@ impl Process {
         !self.is_crashed() && world.asks_objects(self, what) && !self.is_crashed()
     }
 
-    fn jobs(&self) -> MutexGuard<'_, VecDeque<Arc<Mutex<Option<Work>>>>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn jobs(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.jobs)
     }
 
+    /// What its workers report.
+    pub fn progress(&self) -> Progress {
+        lock(&self.shared).as_ref().map(|shared| shared.progress.clone()).unwrap_or_default()
+    }
+
+    /// Whether there is work whose turn has come.
     pub fn has_jobs(&self) -> bool {
-        !self.jobs().is_empty()
+        let Some(world) = self.world.upgrade() else { return false };
+        self.jobs().iter().any(|(due, _)| *due <= world.now())
     }
 
-    /// Does the work that was started first.
+    /// Does the work that was started first, of that whose turn has come.
     pub fn do_job(&self) {
-        let job = self.jobs().pop_front();
-        if let Some(work) = job.and_then(|job| job.lock().unwrap_or_else(PoisonError::into_inner).take()) {
+        let Some(world) = self.world.upgrade() else { return };
+        let job = {
+            let mut jobs = self.jobs();
+            let next = jobs.iter().position(|(due, _)| *due <= world.now());
+            next.and_then(|next| jobs.remove(next))
+        };
+        let work = job.and_then(|(_, job)| lock(&job).take());
+        if let Some(work) = work {
             work();
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Work that waits for its turn, or is done when somebody waits for it.
@@ -133,7 +173,7 @@ impl Running for Waiting {
     }
 
     fn wait(self: Box<Self>) {
-        let work = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let work = lock(&self.0).take();
         if let Some(work) = work {
             work();
         }
@@ -159,7 +199,8 @@ impl Machine for SimulatedMachine {
 
     fn start(&self, work: Work) -> Box<dyn Running> {
         let work = Arc::new(Mutex::new(Some(work)));
-        self.0.jobs().push_back(Arc::clone(&work));
+        let due = self.world().due();
+        self.0.jobs().push_back((due, Arc::clone(&work)));
         Box::new(Waiting(work))
     }
 

@@ -45,6 +45,8 @@ pub struct Settings {
     pub leave: u64,
     pub impostor: u64,
     pub objects_fail: u64,
+    /// Work beside the workers, which is checkpoints and their copies, takes its time.
+    pub slow: u64,
     /// The state directory is lost at this share of restarts, in a hundred.
     pub disk_lost: u64,
     pub log: Faults,
@@ -69,6 +71,7 @@ impl Default for Settings {
             leave: 0,
             impostor: 0,
             objects_fail: 0,
+            slow: 0,
             disk_lost: 0,
             log: Faults::default(),
         }
@@ -96,7 +99,7 @@ pub struct World {
     processes: Mutex<Vec<(Option<usize>, Arc<Process>)>>,
     started: AtomicU64,
     feed: Mutex<VecDeque<Happening>>,
-    objects: Arc<InMemory>,
+    pub objects: Arc<InMemory>,
     depth: AtomicU32,
     /// Processes run to the end, and close.
     closing: AtomicBool,
@@ -107,6 +110,8 @@ pub struct World {
 
 const DEPTH_MAX: u32 = 2;
 const STALLS_SECONDS: [u64; 4] = [1, 4, 12, 17];
+/// How long what is done beside the workers may take.
+const DELAYS_MILLIS: [u64; 4] = [50, 400, 2_000, 15_000];
 /// Ticks of the others while one process is stopped.
 const STALL_TICKS: u32 = 60;
 
@@ -229,6 +234,16 @@ impl World {
         !self.fault_falls(self.settings.objects_fail)
     }
 
+    /// When the turn of work comes that is started now.
+    pub fn due(&self) -> Instant {
+        if !self.fault_falls(self.settings.slow) {
+            return self.now();
+        }
+        let delay = self.dice().among(&DELAYS_MILLIS);
+        self.trace(|| format!("what is begun here will take {delay} ms"));
+        self.now() + Duration::from_millis(delay)
+    }
+
     /// Something happens, somewhere.
     pub fn tick(&self) {
         let (choice, pause) = {
@@ -324,7 +339,7 @@ impl World {
     }
 
     /// Takes away what is over.
-    fn tidy(&self) {
+    pub fn tidy(&self) {
         let processes = lock(&self.processes).clone();
         for (_, process) in processes.iter().filter(|(_, process)| process.is_crashed()) {
             for life in &process.lives {
@@ -336,7 +351,9 @@ impl World {
         lock(&self.processes).retain(|(_, process)| {
             let over = process.is_over();
             if over {
-                *lock(&process.shared) = None; // it holds the process, too
+                // They hold the process, too.
+                process.forget_jobs();
+                *lock(&process.shared) = None;
             }
             !over
         });
@@ -424,6 +441,13 @@ impl World {
         self.start(Some(host), instance, disk)
     }
 
+    /// The process that runs on a host.
+    pub fn process(&self, host: usize) -> Arc<Process> {
+        let processes = lock(&self.processes);
+        let found = processes.iter().find(|(of, _)| *of == Some(host));
+        found.map(|(_, process)| Arc::clone(process)).unwrap()
+    }
+
     pub fn lose_disk(&self, host: usize) {
         self.trace(|| format!("host {host} has lost its state directory"));
         let number = self.started.load(Ordering::Relaxed);
@@ -493,6 +517,11 @@ impl World {
         }
         self.tidy();
         self.advance(Duration::from_secs(60));
+    }
+
+    /// So many faults may fall from here on.
+    pub fn trouble(&self, faults: i64) {
+        self.faults_left.store(faults, Ordering::Relaxed);
     }
 
     /// No fault from here on.

@@ -133,6 +133,11 @@ impl MemoryLog {
         cluster.groups.values_mut().for_each(Group::rebalance);
     }
 
+    /// Drops all that a group has committed, as Kafka does to one that was empty for long.
+    pub fn expire_offsets(&self, group: &str) {
+        self.cluster().group(group).offsets.clear();
+    }
+
     /// Makes a group rebalance, as a heartbeat that came late would.
     pub fn rebalance(&self, group: &str) {
         self.cluster().group(group).rebalance();
