@@ -11,6 +11,9 @@
 mod collect;
 mod compare;
 mod cut;
+#[cfg(test)]
+#[cfg(feature = "planted-faults")]
+mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -97,6 +100,11 @@ pub enum VerifyError {
          wait; is the topology running? Finish it with: headwater run FILE --until-end"
     )]
     NotDrained { partition: TopicPartition, waited: u64, behind: u64 },
+    #[error(
+        "{partition}: a transaction is open in it for more than {waited} s, and hides what lies behind; Kafka ends one \
+         that is left open after its transaction.timeout.ms: try again then"
+    )]
+    Undecided { partition: TopicPartition, waited: u64 },
     #[error(
         "{partition}: the log begins at offset {start}, but the topology began at {first}; what is gone can't be \
          replayed"

@@ -12,6 +12,7 @@ use super::{Difference, ViewReport};
 use crate::engine::{Since, is_retraction};
 use crate::log::{Log, LogError, Span, read_spans};
 use crate::plan::{Correction, SinkPlan};
+use crate::planted::{Fault, planted};
 use crate::record::Micros;
 use crate::time::is_closed;
 
@@ -51,7 +52,11 @@ impl Live {
                 let owed = since.is_none_or(|since| since.wrote(partition, record.offset));
                 let value = record.value.map(<[u8]>::to_vec);
                 if keyed {
-                    live.by_key.insert(record.key.unwrap_or_default().to_vec(), Last { value, owed });
+                    let key = record.key.unwrap_or_default().to_vec();
+                    if planted(Fault::VerifyFirstValue) && live.by_key.contains_key(&key) {
+                        continue;
+                    }
+                    live.by_key.insert(key, Last { value, owed });
                 } else if let Some(value) = value {
                     if since.is_some_and(|since| !since.may_have_written(partition, record.offset)) {
                         live.earlier += 1;
@@ -83,7 +88,9 @@ pub fn compare(
 ) -> ViewReport {
     let mut report = ViewReport { earlier_version: live.earlier, ..ViewReport::default() };
     // Without a window, which rows came before the cut nothing tells once the live run has gone on.
-    let closed = |end: Option<Micros>| end.map_or(!moved, |end| is_closed(end, sink.grace, watermark));
+    let closed = |end: Option<Micros>| {
+        end.map_or(!moved, |end| is_closed(end, sink.grace, watermark) || planted(Fault::VerifyOpenWindows))
+    };
     let mut differing = by_key(sink, live.by_key, replayed.by_key, closed, &mut report);
     differing.extend(by_count(sink, live.counts, replayed.counts, closed, &mut report));
     report.differing = differing.len() as u64;

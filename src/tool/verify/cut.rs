@@ -10,8 +10,12 @@ use super::VerifyError;
 use crate::engine::{Meta, OffsetMetadata, Since, TopicNames, VersionStart, refined_ends, since};
 use crate::log::{Log, LogError, Span, read_spans};
 use crate::plan::{Plan, StageInput};
+use crate::planted::{Fault, planted};
 use crate::record::{Micros, TopicPartition};
 use crate::time::WATERMARK_MIN;
+
+/// How often it is looked at what is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What the group has committed of the sources.
 pub struct Cut {
@@ -40,36 +44,37 @@ impl Cut {
                 if start > first {
                     return Err(VerifyError::Gone { partition, start, first });
                 }
-                let watermark = match &committed {
-                    None => WATERMARK_MIN,
-                    Some(position) => OffsetMetadata::parse(&position.metadata, &partition)?.watermark(),
+                let metadata = match &committed {
+                    None => OffsetMetadata::new(WATERMARK_MIN),
+                    Some(position) => OffsetMetadata::parse(&position.metadata, &partition)?,
                 };
-                cut.watermark = cut.watermark.min(watermark);
+                // Idle or not: what it may still bring belongs to windows from its own watermark on.
+                if !(metadata.idle && planted(Fault::VerifyHonoursIdleness)) {
+                    cut.watermark = cut.watermark.min(metadata.watermark());
+                }
                 cut.offsets.insert(partition, committed.map_or(start, |position| position.offset));
             }
         }
         Ok(cut)
     }
 
-    /// Waits until every keyed task has committed past the exchange records of the cut, stage by stage; yields
-    /// how many rows they could not apply.
+    /// Waits until every keyed task has committed past the exchange records of the cut, stage by stage, and until what
+    /// they have made of them can be read; yields how many rows they could not apply.
     pub fn wait_for_keyed(&self, plan: &Plan, log: &dyn Log, patience: Duration) -> Result<u64, VerifyError> {
         let names = TopicNames::of(plan);
         let mut expired = 0;
         for (stage, spec) in plan.stages.iter().enumerate() {
             let StageInput::Exchange { .. } = spec.input else { continue };
-            let topic = names.input_topic(plan, stage);
-            let count = log.partitions(&topic)?.unwrap_or(0);
-            for partition in 0..count {
-                let partition = TopicPartition::new(Arc::clone(&topic), partition);
-                let end = log.bounds(&partition)?.end;
+            let exchange = written(log, &names.input_topic(plan, stage))?;
+            wait_for_stable(log, &exchange, patience)?;
+            for (partition, end) in exchange {
                 let began = Instant::now();
                 loop {
                     let committed = log.committed(&names.group, std::slice::from_ref(&partition))?;
                     let committed = committed.into_iter().next().flatten();
                     let offset = committed.as_ref().map_or(0, |position| position.offset);
                     let behind = records_between(log, &partition, offset, end)?;
-                    if behind == 0 {
+                    if behind == 0 || planted(Fault::VerifyBeforeKeyed) {
                         if let Some(position) = committed {
                             expired += OffsetMetadata::parse(&position.metadata, &partition)?.expired;
                         }
@@ -82,9 +87,12 @@ impl Cut {
                             behind,
                         });
                     }
-                    std::thread::sleep(Duration::from_millis(100));
+                    std::thread::sleep(LOOK_EVERY);
                 }
             }
+        }
+        for topic in plan.sinks.iter().filter_map(|sink| sink.topic.as_ref()) {
+            wait_for_stable(log, &written(log, &topic.topic)?, patience)?;
         }
         Ok(expired)
     }
@@ -104,6 +112,41 @@ impl Cut {
         let since = sinks.map(|sink| since(plan, sink, &meta.versions, &meta.starts, now));
         Ok(since.collect::<Result<_, _>>()?)
     }
+}
+
+/// How far each partition of a topic is written, whether its transactions are decided or not: a commit is answered
+/// before it shows everywhere, and behind a transaction that another worker has open nothing shows at all.
+fn written(log: &dyn Log, topic: &Arc<str>) -> Result<Vec<(TopicPartition, i64)>, VerifyError> {
+    let numbers = 0..log.partitions(topic)?.unwrap_or(0);
+    let partitions: Vec<_> = numbers.map(|number| TopicPartition::new(Arc::clone(topic), number)).collect();
+    if planted(Fault::VerifyStableOnly) {
+        let stable = partitions.into_iter().map(|partition| {
+            let end = log.bounds(&partition)?.end;
+            Ok((partition, end))
+        });
+        return stable.collect();
+    }
+    let ends = log.written_ends(&partitions)?;
+    Ok(partitions.into_iter().zip(ends).collect())
+}
+
+/// Waits until all that is written up to these ends is decided.
+fn wait_for_stable(
+    log: &dyn Log,
+    ends: &[(TopicPartition, i64)],
+    patience: Duration,
+) -> Result<(), VerifyError> {
+    let began = Instant::now();
+    for (partition, end) in ends {
+        while log.bounds(partition)?.end < *end {
+            if began.elapsed() > patience {
+                let (partition, waited) = (partition.clone(), patience.as_secs());
+                return Err(VerifyError::Undecided { partition, waited });
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+    Ok(())
 }
 
 /// Records in `from..until`: transaction markers there are none.
