@@ -11,6 +11,8 @@ use super::{EngineError, Result};
 
 /// Exchanges have at least this many partitions, so that a small source can still use several cores.
 const EXCHANGE_PARTITIONS_MIN: i32 = 4;
+/// What is trimmed of an exchange frees whole segments only, and Kafka's are of a gigabyte by default.
+const EXCHANGE_SEGMENT_BYTES: i64 = 32 << 20;
 /// Room for provenance headers beside the source's largest record.
 const HEADER_BYTES: i64 = 64 * 1024;
 const MESSAGE_BYTES_DEFAULT: i64 = 1_048_588;
@@ -114,12 +116,14 @@ impl TopicNames {
             let most = inputs.iter().map(|(_, partitions)| *partitions).max().unwrap_or(1);
             let frozen = meta.and_then(|meta| meta.exchanges.get(&*exchange).copied());
             let count = frozen.unwrap_or(most.max(EXCHANGE_PARTITIONS_MIN));
+            // One wide row can make a message larger than the size at which batches are split.
+            let largest = message_bytes.max(MESSAGE_BYTES_DEFAULT) * 2;
             let keep = [
                 ("cleanup.policy", "delete".into()),
                 ("retention.ms", "-1".into()),
                 ("retention.bytes", "-1".into()),
-                // One wide row can make a message larger than the size at which batches are split.
-                ("max.message.bytes", (message_bytes.max(MESSAGE_BYTES_DEFAULT) * 2).to_string()),
+                ("max.message.bytes", largest.to_string()),
+                ("segment.bytes", largest.max(EXCHANGE_SEGMENT_BYTES).to_string()),
             ];
             create.push(spec(&exchange, count, &keep));
             names.partitions.insert(Arc::clone(&exchange), count);
