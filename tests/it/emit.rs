@@ -112,25 +112,26 @@ fn verify_finds_rows_that_were_never_taken_back_and_retractions_of_nothing() {
     shop.order("a", 5, "10:05");
     shop.order("a", 2, "11:05");
     assert!(shop.0.ok(&["verify", "shop.yaml"]).contains("EQUAL  shop.log: 1 rows equal"));
-    let forge = |record: Value| {
-        let produce = ["topic", "produce", "shop.log", "--envelope"];
-        let produced = shop.0.run_with(&produce, &record.to_string());
+    let produce = |record: &str| {
+        let produced = shop.0.run_with(&["topic", "produce", "shop.log", "--envelope"], record);
         assert_eq!(produced.code, 0, "{}", produced.err);
+    };
+    let found = || {
         let outcome = shop.0.run(&["verify", "shop.yaml"]);
         assert_eq!(outcome.code, 1, "{}", outcome.out);
         outcome.out
     };
-    let row = json!({"window_start": "2026-01-01T10:00:00Z", "k": "a", "n": 1, "v": 5});
-    let twice = forge(json!({"value": row}));
+    let row = r#"{"window_start":"2026-01-01T10:00:00Z","k":"a","n":1,"v":5}"#;
+    let back = format!(r#"{{"value":{row},"headers":[{{"name":"headwater.op","value":"retract"}}]}}"#);
+    produce(&format!(r#"{{"value":{row}}}"#));
+    let twice = found();
     assert!(twice.contains("DIFFERENT  shop.log") && twice.contains("live   2\n  replay 1"), "{twice}");
-    let back = json!({"value": row, "headers": [{"name": "headwater.op", "value": "retract"}]});
-    for _ in 0..2 {
-        let produce = ["topic", "produce", "shop.log", "--envelope"];
-        assert_eq!(shop.0.run_with(&produce, &back.to_string()).code, 0);
-    }
-    let gone = shop.0.run(&["verify", "shop.yaml"]).out;
+    produce(&back);
+    produce(&back);
+    let gone = found();
     assert!(gone.contains("live   no row\n  replay 1"), "{gone}");
-    let below = forge(back);
+    produce(&back);
+    let below = found();
     assert!(below.contains("live   -1: taken back more often than written\n  replay 1"), "{below}");
 }
 
@@ -143,7 +144,7 @@ fn another_emit_is_refused_and_says_what_to_do() {
     let changed = TOPOLOGY.replace("hourly: {emit: changes, topic", "hourly: {emit: final, topic");
     std::fs::write(shop.0.path().join("shop.yaml"), changed).unwrap();
     let refused = shop.0.run(&["run", "shop.yaml", "--until-end"]);
-    assert_eq!(refused.code, 1, "{}", refused.out);
+    assert_ne!(refused.code, 0, "{}", refused.out);
     assert!(
         refused.err.contains("- sink hourly\n") && refused.err.contains("-   emit changes\n"),
         "{}",
