@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use uuid::Uuid;
 
+use super::compaction::Turn;
 use super::config::TopicConfig;
 use super::disk::{RealDisk, SharedDisk, is_there};
 use super::fault::Fault;
@@ -24,7 +25,7 @@ use super::groups::Groups;
 use super::metadata::{Change, MetadataLog, TopicRecord};
 use super::partition::Partition;
 use super::transaction::Transaction;
-use super::{lock, read, write};
+use super::{lock, now_ms, read, write};
 
 const TOPIC_NAME_BYTES_MAX: usize = 249;
 pub const PARTITIONS_MAX: i32 = 1_000;
@@ -329,14 +330,23 @@ impl Cluster {
 
     /// Compacts the topics that want it, one partition after the other, until told to stop.
     pub fn compact(&self, stopped: &dyn Fn() -> bool) {
+        self.compact_at(now_ms(), stopped);
+    }
+
+    pub(super) fn compact_at(&self, now_ms: i64, stopped: &dyn Fn() -> bool) {
         for (name, topic) in self.topics() {
             for (index, partition) in topic.partitions.iter().enumerate() {
                 if !topic.config.compact || stopped() {
                     break;
                 }
-                match partition.compact(&topic.config) {
-                    Err(error) if self.topic(&name).is_some() => {
-                        tracing::error!(topic = name, partition = index, %error, "compaction failed; it tries again");
+                match partition.compact_in_turn(&topic.config, now_ms) {
+                    Turn::Failed { error, times, pause_s } if self.topic(&name).is_some() => {
+                        tracing::error!(
+                            topic = name, partition = index, %error, times, "compaction failed; it tries again in {pause_s} s"
+                        );
+                    }
+                    Turn::Done { failures } if failures > 0 => {
+                        tracing::info!(topic = name, partition = index, failures, "compaction works again");
                     }
                     _ => {}
                 }

@@ -16,7 +16,11 @@
 //! Invariant: records keep their offsets, and their order; a batch keeps the offsets that it spans.
 //! Invariant: a marker stays as long as a record of its transaction does; a tombstone and a lone marker stay for
 //! `delete.retention.ms` from the pass that first sees that they are all that is left.
+//! Invariant: where it stands is kept over restarts (`standing.rs`), so that a start does not compact everything again.
 //! Invariant: memory is bounded by [`KEYS_MAX`] and one batch, however large the partition is.
+
+mod standing;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
@@ -33,6 +37,8 @@ use super::records::{Record, retain, walk};
 use super::segment::{Batches, Segment};
 use super::{lock, now_ms};
 
+pub use turns::Turn;
+
 /// A pass remembers this many keys; the next one goes on where it stopped.
 const KEYS_MAX: usize = 1_000_000;
 
@@ -43,6 +49,15 @@ pub struct Cleaning {
     cleaned_to: i64,
     /// A swap was decided but not carried out: nothing else may happen to the files before.
     unfinished: bool,
+    failures: turns::Failures,
+}
+
+impl Cleaning {
+    /// As the last run of the broker left it. A power cut may have taken the log's end: what comes there now was not
+    /// compacted.
+    pub(super) fn open(disk: &dyn Disk, folder: &Path, end: i64) -> io::Result<Cleaning> {
+        Ok(Cleaning { cleaned_to: standing::read(disk, folder)?.min(end), ..Cleaning::default() })
+    }
 }
 
 /// A segment as a pass sees it.
@@ -240,7 +255,9 @@ impl Partition {
             rest = after;
             self.clean(group, &mut cleaner, &mut cleaning)?;
         }
+        // All of it is on the disk.
         cleaning.cleaned_to = map.end;
+        standing::write(&*self.disk, &self.directory, map.end)?;
         Ok(true)
     }
 

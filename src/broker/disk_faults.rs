@@ -56,6 +56,7 @@ struct Told {
     start: i64,
     topics: BTreeMap<String, bool>,
     producer_id: i64,
+    clock_ms: i64,
     /// Producers that still believe in their epoch, and how many batches each has sent.
     producers: BTreeMap<&'static str, ((i64, i16), Sent)>,
 }
@@ -181,7 +182,9 @@ impl World {
                 Ok(())
             }
             16 | 17 => {
-                self.cluster.compact(&|| false);
+                // Each time a while later: one that failed waits.
+                self.told.clock_ms += 120_000;
+                self.cluster.compact_at(self.told.clock_ms, &|| false);
                 Ok(())
             }
             18 => {

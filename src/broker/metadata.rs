@@ -214,6 +214,15 @@ impl MetadataLog {
         look(&lock(&self.state).image)
     }
 
+    /// Forgets transactional ids that are over. Nothing is written: the next start finds that they are over by itself,
+    /// and the next rewrite leaves them out.
+    pub fn forget_transactions(&self, ids: &[String]) {
+        let mut state = lock(&self.state);
+        for id in ids {
+            state.image.transactions.remove(id);
+        }
+    }
+
     /// Writes changes as one frame and applies them. The position returned can be handed to [`Self::sync`];
     /// unsynced, they survive the process but not a power cut.
     pub fn write(&self, changes: Vec<Change>) -> io::Result<u64> {

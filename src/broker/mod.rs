@@ -282,6 +282,7 @@ fn spawn_upkeep(cluster: Arc<Cluster>, stopped: channel::Receiver<bool>) -> io::
                 }
                 cluster.expire();
                 cluster.carry_transactions_on();
+                cluster.expire_transactional_ids();
             }
         }
     };

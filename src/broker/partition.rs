@@ -97,13 +97,14 @@ impl Partition {
         let end = last.map_or(newest_base, |last| (last + 1).max(newest_base)).max(start);
         let start = start.max(first);
         producers.forget_before(start);
+        let cleaning = Cleaning::open(&*disk, directory, end)?;
         let log = Log { segments, start, end, producers, synced: first, rewrites: 0 };
         Ok(Partition {
             disk,
             directory: directory.to_owned(),
             log: Mutex::new(log),
             syncing: Mutex::new(()),
-            cleaning: Mutex::default(),
+            cleaning: Mutex::new(cleaning),
             watchers: Watchers::default(),
         })
     }

@@ -27,7 +27,10 @@ impl Partition {
 
     /// Moves the start past what retention says is over; `Some` is the new start.
     pub fn expire(&self, config: &TopicConfig) -> Result<Option<i64>, Fault> {
-        let now_ms = now_ms();
+        self.expire_at(config, now_ms())
+    }
+
+    pub(super) fn expire_at(&self, config: &TopicConfig, now_ms: i64) -> Result<Option<i64>, Fault> {
         let mut log = lock(&self.log);
         log.producers.forget_silent(now_ms - PRODUCER_SILENCE_MS);
         let expired = |segment: &Segment| {

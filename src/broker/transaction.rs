@@ -36,6 +36,9 @@ pub struct Transaction {
     pub phase: Phase,
     pub timeout_ms: i32,
     pub began_ms: i64,
+    /// When its phase last changed; 0 where a version has written it that did not say.
+    #[serde(default)]
+    pub updated_ms: i64,
     pub partitions: BTreeSet<(String, i32)>,
     /// Where each of them ended when the commit was decided: a batch behind that is none of this transaction. A
     /// power cut may leave one of the next, whose beginning was not synced.
@@ -59,10 +62,16 @@ impl Transaction {
         matches!(self.phase, Phase::Committing | Phase::Aborting)
     }
 
+    /// Whether it can be forgotten: nothing is open, and nothing was heard since.
+    pub fn is_idle_since(&self, since_ms: i64) -> bool {
+        self.phase != Phase::Open && !self.ending() && self.updated_ms < since_ms
+    }
+
     pub fn open(&mut self, now_ms: i64) {
         if self.phase != Phase::Open {
             self.phase = Phase::Open;
             self.began_ms = now_ms;
+            self.updated_ms = now_ms;
             self.partitions.clear();
             self.ends.clear();
             self.offsets.clear();

@@ -1,5 +1,7 @@
-//! What the coordinator does by itself: transactions that time out, that could not be ended, and those that a
-//! crash or a power cut left.
+//! What the coordinator does by itself: transactions that time out, that could not be ended, those that a crash or a
+//! power cut left, and transactional ids that nobody uses any more.
+//!
+//! Invariant: an id is forgotten only while no request works with it, and never with a transaction open.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -8,6 +10,9 @@ use super::cluster::Cluster;
 use super::fault::Fault;
 use super::transaction::{Phase, Transaction};
 use super::{lock, now_ms};
+
+/// Kafka's `transactional.id.expiration.ms`.
+const ID_EXPIRATION_MS: i64 = 7 * 24 * 3600 * 1000;
 
 impl Cluster {
     /// Aborts transactions that have been open for longer than they may, and fences their producers.
@@ -54,6 +59,30 @@ impl Cluster {
         }
     }
 
+    /// Forgets transactional ids that were not used for a week. Whoever comes back with one begins anew.
+    pub fn expire_transactional_ids(&self) {
+        self.expire_transactional_ids_at(now_ms());
+    }
+
+    pub(super) fn expire_transactional_ids_at(&self, now_ms: i64) {
+        let mut expired = Vec::new();
+        let mut transactions = lock(&self.transactions);
+        transactions.retain(|id, held| {
+            // A request that works with it, or waits to, holds it too.
+            let kept = Arc::strong_count(held) > 1
+                || !held.try_lock().is_ok_and(|state| state.is_idle_since(now_ms - ID_EXPIRATION_MS));
+            if !kept {
+                expired.push(id.clone());
+            }
+            kept
+        });
+        // Under the lock: an id that comes back now must not be forgotten after it has been stored.
+        if !expired.is_empty() {
+            tracing::info!(ids = expired.len(), "forgot transactional ids that were not used for 7 days");
+            self.metadata.forget_transactions(&expired);
+        }
+    }
+
     /// At start: ends what was being ended, keeps open transactions open (hidden, until their producer comes
     /// back or they time out), and aborts those in partitions that no transaction here knows.
     pub(super) fn recover_transactions(&self, power_was_gone: bool) -> Result<(), Fault> {
@@ -61,6 +90,9 @@ impl Cluster {
         let mut known = BTreeSet::new();
         for (id, mut state) in stored {
             self.carry_on(&id, &mut state)?;
+            if state.updated_ms == 0 {
+                state.updated_ms = now_ms();
+            }
             if power_was_gone {
                 // The end of what was acknowledged may be lost: neither the transaction may go on, nor may its
                 // producer be told that one which nobody remembers had been committed.
@@ -80,6 +112,7 @@ impl Cluster {
             }
             lock(&self.transactions).insert(id, Arc::new(Mutex::new(state)));
         }
+        self.expire_transactional_ids();
         for (name, topic) in self.topics() {
             for (index, partition) in topic.partitions.iter().enumerate() {
                 for (producer_id, epoch) in partition.open_transactions() {

@@ -65,6 +65,7 @@ impl Cluster {
                     phase: Phase::Empty,
                     timeout_ms,
                     began_ms: 0,
+                    updated_ms: now_ms(),
                     partitions: BTreeSet::new(),
                     ends: Vec::new(),
                     offsets: Vec::new(),
@@ -95,6 +96,7 @@ impl Cluster {
             next.epoch = 0;
         }
         next.phase = Phase::Empty;
+        next.updated_ms = now_ms();
         next.raised_from = current;
         next.timeout_ms = timeout_ms;
         next.partitions.clear();
@@ -233,6 +235,7 @@ impl Cluster {
         }
         let mut next = state.clone();
         next.phase = if commit { Phase::Committed } else { Phase::Aborted };
+        next.updated_ms = now_ms();
         next.partitions.clear();
         next.ends.clear();
         let offsets = std::mem::take(&mut next.offsets);

@@ -59,6 +59,11 @@ fn roll(partition: &Partition) {
     append(partition, NOBODY, false, &[(Some("roll"), Some(&long))]);
 }
 
+fn segments(disk: &SimulatedDisk) -> usize {
+    let names = disk.names(&Path::new(ROOT).join("p")).unwrap();
+    names.iter().filter(|name| Segment::base_offset_of(name).is_some()).count()
+}
+
 /// The last record of each key.
 fn last(seen: &[Seen]) -> BTreeMap<String, Seen> {
     seen.iter().map(|record| (record.key.clone().unwrap(), record.clone())).collect()
@@ -131,14 +136,14 @@ proptest! {
             fill(&partition, &mut random, &mut sequences, count);
             roll(&partition);
             let before = committed(&partition);
-            let (bounds, files) = (partition.bounds(), disk.names(&Path::new(ROOT).join("p")).unwrap().len());
+            let (bounds, files) = (partition.bounds(), segments(&disk));
             let keys_max = [3, 10, 1_000][random.random_range(0..3)];
             let merging = config(&[("segment.bytes", ["700", "3000"][random.random_range(0..2)])]);
             while partition.compact_with(&merging, keys_max).unwrap() {
                 check(&before, &partition, "compacted");
             }
             prop_assert_eq!(partition.bounds(), bounds);
-            prop_assert!(disk.names(&Path::new(ROOT).join("p")).unwrap().len() <= files);
+            prop_assert!(segments(&disk) <= files);
             if round % 2 == 1 {
                 let open_before = partition.open_transactions();
                 partition = open(&disk.after_kill());
@@ -388,4 +393,99 @@ fn segments_are_not_deleted_while_they_are_compacted_but_right_after() {
     partition.drop_segments().unwrap();
     assert_eq!(files(), 1);
     assert!(!partition.has_leftovers());
+}
+
+/// The values by key below the newest segment, where each key is to stand once.
+fn compacted_keys(partition: &Partition) -> Vec<String> {
+    let below = lock(&partition.log).segments.last().unwrap().base_offset;
+    let seen = committed(partition);
+    seen.iter().filter(|record| record.offset < below).map(|record| record.key.clone().unwrap()).collect()
+}
+
+#[test]
+fn a_start_goes_on_where_compaction_stood_and_a_power_cut_leaves_nothing_out() {
+    let fill = |disk: &SimulatedDisk| {
+        let partition = open(disk);
+        for round in 0..40 {
+            append(
+                &partition,
+                NOBODY,
+                false,
+                &[(Some(["a", "b"][round % 2]), Some(&format!("{round:050}")))],
+            );
+        }
+        roll(&partition);
+        partition.sync().unwrap();
+        disk.sync_folder(Path::new(ROOT)).unwrap();
+        partition
+    };
+    let disk = SimulatedDisk::default();
+    let partition = fill(&disk);
+    let began = disk.operations();
+    assert!(partition.compact(&config(&[])).unwrap());
+    let operations = disk.operations() - began;
+    for restarted in [disk.after_kill(), disk.after_power_cut(1)] {
+        assert!(!open(&restarted).compact(&config(&[])).unwrap(), "it has been compacted");
+    }
+    for cut in 1..=operations {
+        let disk = SimulatedDisk::default();
+        let partition = fill(&disk);
+        let before = committed(&partition);
+        disk.cut_at(disk.operations() + cut);
+        let _ = partition.compact(&config(&[]));
+        for seed in 0..3 {
+            let disk = disk.after_power_cut(seed);
+            let partition = open(&disk);
+            while partition.compact(&config(&[])).unwrap() {}
+            check(&before, &partition, "compacted after a power cut");
+            let keys = compacted_keys(&partition);
+            let distinct: BTreeSet<&String> = keys.iter().collect();
+            assert_eq!(keys.len(), distinct.len(), "cut at {cut}, seed {seed}: {keys:?}");
+            assert!(!open(&disk.after_power_cut(seed)).compact(&config(&[])).unwrap());
+        }
+    }
+}
+
+#[test]
+fn what_compaction_says_it_has_done_is_not_believed_beyond_the_log_s_end() {
+    let disk = SimulatedDisk::default();
+    drop(open(&disk));
+    standing::write(&disk, &Path::new(ROOT).join("p"), 1_000_000).unwrap();
+    let partition = open(&disk);
+    for round in 0..40 {
+        append(&partition, NOBODY, false, &[(Some("a"), Some(&format!("{round:050}")))]);
+    }
+    roll(&partition);
+    assert!(partition.compact(&config(&[])).unwrap());
+    assert_eq!(compacted_keys(&partition).iter().filter(|key| *key == "a").count(), 1);
+}
+
+#[test]
+fn one_that_fails_waits_longer_each_time_and_counts() {
+    let disk = SimulatedDisk::default();
+    let partition = open(&disk);
+    for round in 0..60 {
+        append(&partition, NOBODY, false, &[(Some("a"), Some(&format!("{round:050}")))]);
+    }
+    disk.set_free(Some(0));
+    let mut now_ms = 0;
+    let mut pauses = Vec::new();
+    for tried in 1..=9 {
+        match partition.compact_in_turn(&config(&[]), now_ms) {
+            Turn::Failed { times, pause_s, .. } => {
+                assert_eq!(times, tried);
+                pauses.push(pause_s);
+                let early = partition.compact_in_turn(&config(&[]), now_ms + pause_s * 1_000 - 1);
+                assert!(matches!(early, Turn::Waits), "{early:?}");
+                now_ms += pause_s * 1_000;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    disk.set_free(None);
+    let turn = partition.compact_in_turn(&config(&[]), now_ms);
+    assert!(matches!(turn, Turn::Done { failures: 9 }), "{turn:?}");
+    let turn = partition.compact_in_turn(&config(&[]), now_ms);
+    assert!(matches!(turn, Turn::Done { failures: 0 }), "{turn:?}");
 }

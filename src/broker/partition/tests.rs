@@ -231,3 +231,21 @@ fn records_too_old_or_too_new_for_the_topic_are_refused_and_none_is_no_time() {
         config(&[("message.timestamp.before.max.ms", "1"), ("message.timestamp.type", "LogAppendTime")]);
     assert_eq!(send(&stamped, &[5]), Ok(()), "the broker's clock replaces it");
 }
+
+#[test]
+fn a_producer_that_is_silent_for_a_day_is_forgotten_but_not_its_open_transaction() {
+    const DAY_MS: i64 = 24 * 3600 * 1000;
+    let folder = tempfile::tempdir().unwrap();
+    let partition = open(folder.path(), 0).unwrap();
+    let kept = config(&[("retention.ms", "-1")]);
+    assert_eq!(send(&partition, (1, 0, 0), false, 1), Ok(0));
+    partition.register(2, 0);
+    assert_eq!(send(&partition, (2, 0, 0), true, 1), Ok(1));
+    partition.expire_at(&kept, now_ms() + DAY_MS - 60_000).unwrap();
+    assert_eq!(send(&partition, (1, 0, 0), false, 1), Ok(0), "the same batch again");
+    partition.expire_at(&kept, now_ms() + DAY_MS + 60_000).unwrap();
+    // Nothing is known of it any more: it begins where it likes.
+    assert_eq!(send(&partition, (1, 0, 7), false, 1), Ok(2));
+    assert_eq!(send(&partition, (2, 0, 0), true, 1), Ok(1), "the same batch again");
+    assert_eq!(partition.open_transactions(), [(2, 0)]);
+}

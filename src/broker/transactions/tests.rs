@@ -155,3 +155,61 @@ fn producer_ids_are_not_handed_out_again_after_a_restart() {
     let next = cluster(folder.path()).new_producer_id().unwrap();
     assert!(seen.iter().all(|id| *id < next));
 }
+
+const DAY_MS: i64 = 24 * 3600 * 1000;
+
+fn is_stored(cluster: &Cluster, id: &str) -> bool {
+    cluster.metadata.read(|image| image.transactions.contains_key(id))
+}
+
+#[test]
+fn an_id_that_is_idle_for_a_week_is_forgotten_and_may_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = cluster(folder.path());
+    let (producer, epoch) = cluster.init_transactions("x", 1000, None).unwrap();
+    let t = [("t".to_owned(), 0)];
+    cluster.add_partitions("x", producer, epoch, &t).unwrap();
+    send(&cluster, (producer, epoch), 0, 0).unwrap();
+    // What is open is no question of time; what times out is aborted elsewhere.
+    cluster.expire_transactional_ids_at(now_ms() + 30 * DAY_MS);
+    cluster.end_transaction("x", producer, epoch, true).unwrap();
+    cluster.expire_transactional_ids_at(now_ms() + 6 * DAY_MS);
+    cluster.add_partitions("x", producer, epoch, &t).unwrap();
+    cluster.end_transaction("x", producer, epoch, false).unwrap();
+    assert!(is_stored(&cluster, "x"));
+
+    cluster.expire_transactional_ids_at(now_ms() + 7 * DAY_MS + 1000);
+    assert!(!is_stored(&cluster, "x"));
+    assert_eq!(cluster.add_partitions("x", producer, epoch, &t), Err(Fault::InvalidProducerIdMapping));
+    let (next, epoch) = cluster.init_transactions("x", 1000, None).unwrap();
+    assert!(next > producer && epoch == 0, "another producer altogether");
+    cluster.add_partitions("x", next, epoch, &t).unwrap();
+    assert!(is_stored(&cluster, "x"));
+}
+
+#[test]
+fn ids_that_are_used_once_take_no_memory_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = cluster(folder.path());
+    for number in 0..300 {
+        cluster.init_transactions(&format!("once-{number}"), 1000, None).unwrap();
+    }
+    cluster.expire_transactional_ids_at(now_ms() + 7 * DAY_MS + 1000);
+    assert!(lock(&cluster.transactions).is_empty());
+    assert!(cluster.metadata.read(|image| image.transactions.is_empty()));
+}
+
+#[test]
+fn a_start_forgets_what_has_expired_and_keeps_what_does_not_say_when_it_was_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = cluster(folder.path());
+    for (id, updated_ms) in [("old", now_ms() - 8 * DAY_MS), ("new", now_ms() - 6 * DAY_MS), ("silent", 0)] {
+        first.init_transactions(id, 1000, None).unwrap();
+        let state = first.metadata.read(|image| image.transactions[id].clone());
+        first.store(id, &Transaction { updated_ms, ..state }).unwrap();
+    }
+    drop(first);
+    let second = cluster(folder.path());
+    assert_eq!(["old", "new", "silent"].map(|id| is_stored(&second, id)), [false, true, true]);
+    assert!(second.transaction("silent").is_some() && second.transaction("old").is_none());
+}
