@@ -9,9 +9,13 @@
 //! All integers are little-endian. A batch carries no schema: both sides have it from the plan, and the
 //! fingerprint says that they mean the same one.
 //!
+//! What a message says of itself is not believed (`layout.rs`): a topic can be written by anybody.
+//!
 //! Invariant: an encoded message is at most [`MESSAGE_BYTES_MAX`] unless a single row is larger.
 //! Invariant: which partition a row goes to depends on its key columns only (xxh3 with a fixed seed over
 //! arrow-row bytes); neither may change within an exchange's life.
+
+mod layout;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,6 +36,9 @@ const VERSION: u8 = 1;
 const HASH_SEED: u64 = 0x4865_6164_7761_7465;
 /// Encoded rows are split at this size (rule R12).
 pub const MESSAGE_BYTES_MAX: usize = 512 * 1024;
+
+/// More origins than this feed no stage: Kafka's own limit for all topics of a cluster is of that order.
+const ORIGINS_MAX: i64 = 200_000;
 
 /// A message of an exchange, decoded.
 #[derive(Debug)]
@@ -138,10 +145,18 @@ impl Decoder {
             return Err(damaged("its columns are another version's".into()));
         }
         let origin = reader.partition()?;
+        if origin.partition < 0 {
+            return Err(damaged(format!("its origin is partition {}", origin.partition)));
+        }
         let count = u16::from_le_bytes(reader.array()?);
         let mut origin_set = Vec::with_capacity(usize::from(count).min(reader.0.len() / 6));
+        let mut origins = 0;
         for _ in 0..count {
             let Origin { topic, partition } = reader.partition()?;
+            origins += i64::from(partition);
+            if partition < 0 || origins > ORIGINS_MAX {
+                return Err(damaged(format!("it names {origins} origins or more")));
+            }
             origin_set.push((topic, partition));
         }
         let body = match kind {
@@ -150,6 +165,9 @@ impl Decoder {
             2 => Body::Idle,
             other => return Err(damaged(format!("it is of kind {other}"))),
         };
+        if !reader.0.is_empty() {
+            return Err(damaged("it goes on behind its end".into()));
+        }
         Ok(Message { origin, origin_set, body })
     }
 
@@ -158,7 +176,9 @@ impl Decoder {
         let metadata = reader.take(length)?;
         let message = arrow_ipc::root_as_message(metadata).map_err(|error| damaged(error.to_string()))?;
         let batch = message.header_as_record_batch().ok_or_else(|| damaged("it holds no rows".into()))?;
-        let body = Buffer::from(reader.0);
+        let body = std::mem::take(&mut reader.0);
+        layout::check(batch, self.schema.fields(), body).map_err(damaged)?;
+        let body = Buffer::from(body);
         let rows = arrow_ipc::reader::read_record_batch(
             &body,
             batch,
@@ -166,7 +186,8 @@ impl Decoder {
             &HashMap::new(),
             None,
             &message.version(),
-        )?;
+        )
+        .map_err(|error| damaged(error.to_string()))?;
         Ok(rows)
     }
 }

@@ -34,7 +34,7 @@ use crate::state::StateError;
 mod assignment;
 mod checkpointing;
 mod drift;
-mod exchange;
+pub mod exchange;
 mod ingest;
 mod keyed;
 mod machine;

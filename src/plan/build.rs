@@ -129,15 +129,14 @@ impl Planner<'_> {
     /// are left out.
     fn in_order(&mut self, queries: &BTreeMap<String, Query>) -> Vec<String> {
         let mut order: Vec<String> = Vec::new();
-        let ready = |query: &Query, order: &[String]| {
-            query.reads.iter().all(|(read, ..)| !queries.contains_key(read) || order.contains(read))
+        let mut stuck: BTreeSet<&String> = queries.keys().collect();
+        let ready = |name: &String, stuck: &BTreeSet<&String>| {
+            queries.get(name).is_some_and(|query| query.reads.iter().all(|(read, ..)| !stuck.contains(read)))
         };
-        while let Some((name, _)) =
-            queries.iter().find(|(name, query)| !order.contains(name) && ready(query, &order))
-        {
+        while let Some(name) = stuck.iter().copied().find(|name| ready(name, &stuck)) {
+            stuck.remove(name);
             order.push(name.clone());
         }
-        let stuck: BTreeSet<&String> = queries.keys().filter(|name| !order.contains(name)).collect();
         if let Some(cycle) = find_cycle(queries, &stuck) {
             let text = cycle.iter().chain(cycle.first()).cloned().collect::<Vec<_>>().join(" → ");
             if let Some((name, _)) =

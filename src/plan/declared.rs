@@ -10,6 +10,10 @@ use super::topology::{Otherwise, Source, Topology};
 use crate::operator::{CheckSpec, CheckedOtherwise};
 use crate::record::{Column, Micros, Type};
 
+/// Of a file's anchors, where `*name` stands for them, and of what they hold.
+const REPLAYED_EVENTS_MAX: usize = 20_000;
+const ANCHORED_BYTES_MAX: usize = 4 << 20;
+
 /// The topology's own settings.
 pub(super) struct Settings {
     pub grace: Micros,
@@ -51,6 +55,12 @@ pub(super) fn sql_problem(file: &SourceFile<'_>, text: &Spanned<String>, problem
 pub(super) fn read<T: DeserializeOwned>(file: &SourceFile<'_>) -> Result<T, Problem> {
     let mut options = Options::default();
     options.with_snippet = false;
+    // What a file may grow to by naming parts of itself again.
+    options.alias_limits.max_total_replayed_events = REPLAYED_EVENTS_MAX;
+    if let Some(budget) = &mut options.budget {
+        budget.max_recorded_anchor_events = REPLAYED_EVENTS_MAX;
+        budget.max_recorded_anchor_bytes = ANCHORED_BYTES_MAX;
+    }
     serde_saphyr::from_str_with_options(file.text, options).map_err(|error| yaml_problem(file, &error))
 }
 
@@ -166,6 +176,13 @@ fn source(
                 problems.push(file.problem(text.0.referenced, error.to_string(), help));
             }
         }
+    }
+    if let Some((column, _)) = source.columns.0.get(sql::COLUMNS_MAX) {
+        problems.push(file.problem(
+            column.referenced,
+            format!("a source has at most {} columns", sql::COLUMNS_MAX),
+            Some("declare those that are read, or a struct of them as json".to_string()),
+        ));
     }
     if source.columns.0.is_empty() {
         problems.push(file.problem(

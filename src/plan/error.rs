@@ -1,8 +1,16 @@
 //! What is wrong with a topology file, pointing into it.
 //!
 //! Invariant: lines and columns are the file's, counted from 1 in characters, also for SQL inside a scalar.
+//! Invariant: a problem is short, however long what it quotes.
 
 use std::fmt;
+
+/// More of a text that is quoted, or of a line, helps nobody.
+const TEXT_LENGTH_MAX: usize = 600;
+/// As many names are proposed.
+const NAMES_MAX: usize = 20;
+/// Longer names are not compared: that takes the product of their lengths.
+const NAME_LENGTH_MAX: usize = 200;
 
 /// All that is wrong with a file, in the order of its lines.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +40,7 @@ pub struct Problem {
     pub line: usize,
     /// From 1, in characters.
     pub column: usize,
-    /// The line as it stands in the file.
+    /// The line as it stands in the file; empty where it is too long to be shown.
     pub source_line: String,
     pub message: String,
     /// What to do.
@@ -41,9 +49,11 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line == 0 {
-            write!(f, "{}: {}", self.file, self.message)?;
-        } else {
+        match self.line {
+            0 => write!(f, "{}: {}", self.file, self.message)?,
+            line => write!(f, "{}:{line}:{}: {}", self.file, self.column, self.message)?,
+        }
+        if self.line > 0 && !self.source_line.is_empty() {
             let number = self.line.to_string();
             let margin = " ".repeat(number.len());
             // Tabs keep their width, so that the caret stands below its character.
@@ -53,9 +63,7 @@ impl fmt::Display for Problem {
                 .take(self.column - 1)
                 .map(|character| if character == '\t' { '\t' } else { ' ' })
                 .collect();
-            writeln!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)?;
-            writeln!(f, "{number} | {}", self.source_line)?;
-            write!(f, "{margin} | {indent}^")?;
+            write!(f, "\n{number} | {}\n{margin} | {indent}^", self.source_line)?;
         }
         match &self.help {
             Some(help) => write!(f, "\nhelp: {help}"),
@@ -92,11 +100,19 @@ impl SourceFile<'_> {
     ) -> Problem {
         let Place { line, column } = place.into();
         let source_line = match line.checked_sub(1) {
-            Some(index) => self.text.lines().nth(index).unwrap_or_default().to_string(),
-            None => String::new(),
+            Some(index) => self.text.lines().nth(index).unwrap_or_default(),
+            None => "",
         };
         let column = column.clamp(1, source_line.chars().count() + 1);
-        Problem { file: self.name.to_string(), line, column, source_line, message: message.into(), help }
+        let shown = if source_line.len() > TEXT_LENGTH_MAX { "" } else { source_line };
+        Problem {
+            file: self.name.to_string(),
+            line,
+            column,
+            source_line: shown.to_string(),
+            message: shortened(message.into()),
+            help: help.map(shortened),
+        }
     }
 
     /// Where in the file the character at `line`, `column` of a scalar's value stands. `start` is where YAML
@@ -166,6 +182,17 @@ impl SourceFile<'_> {
     }
 }
 
+/// Without its middle, if it is long.
+fn shortened(text: String) -> String {
+    if text.len() <= TEXT_LENGTH_MAX {
+        return text;
+    }
+    let half = TEXT_LENGTH_MAX / 2;
+    let head = text.floor_char_boundary(half);
+    let tail = text.ceil_char_boundary(text.len() - half);
+    format!("{} … {}", &text[..head], &text[tail..])
+}
+
 /// "did you mean …?" with the nearest of the known names, then all of them.
 pub fn suggest<'a>(
     wanted: &str,
@@ -176,7 +203,10 @@ pub fn suggest<'a>(
     if known.is_empty() {
         return None;
     }
-    let listed = known.join(", ");
+    let mut listed = known.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
+    if known.len() > NAMES_MAX {
+        listed.push_str(&format!(" and {} more", known.len() - NAMES_MAX));
+    }
     let all = format!("{what_they_are} {listed}");
     Some(match nearest(wanted, &known) {
         Some(near) => format!("did you mean '{near}'? {all}"),
@@ -185,9 +215,12 @@ pub fn suggest<'a>(
 }
 
 pub(super) fn nearest<'a>(wanted: &str, known: &[&'a str]) -> Option<&'a str> {
+    if wanted.len() > NAME_LENGTH_MAX {
+        return None;
+    }
     let wanted = wanted.to_lowercase();
     let near = |name: &&&str| strsim::damerau_levenshtein(&wanted, &name.to_lowercase());
-    let best = known.iter().min_by_key(near)?;
+    let best = known.iter().filter(|name| name.len() <= NAME_LENGTH_MAX).min_by_key(near)?;
     let limit = (wanted.chars().count() / 3).max(1);
     (strsim::damerau_levenshtein(&wanted, &best.to_lowercase()) <= limit).then_some(*best)
 }

@@ -25,6 +25,9 @@ pub use topology::{Emit, Entries, json_schema};
 use crate::operator::{AggregateSpec, CheckSpec, MapSpec, TumbleSpec};
 use crate::record::Micros;
 
+/// Of the thread that plans; only what is used of it is taken.
+const STACK_BYTES: usize = 64 << 20;
+
 /// Reads a topology file.
 pub fn load(path: &Path) -> Result<Plan, PlanError> {
     let file_name = path.display().to_string();
@@ -43,7 +46,18 @@ pub fn load(path: &Path) -> Result<Plan, PlanError> {
 
 /// Reads the text of a topology; `file_name` is for messages.
 pub fn parse(text: &str, file_name: &str) -> Result<Plan, PlanError> {
-    build::plan(&error::SourceFile { name: file_name, text })
+    let file = error::SourceFile { name: file_name, text };
+    // What is to be refused as too deep must be gone through first, whatever stack the caller has.
+    std::thread::scope(|scope| {
+        let planner = std::thread::Builder::new().name("plan".into()).stack_size(STACK_BYTES);
+        match planner.spawn_scoped(scope, || build::plan(&file)) {
+            Ok(planned) => planned.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(error) => {
+                let message = format!("no thread can be started to plan it: {error}");
+                Err(PlanError::new(vec![file.problem(Place { line: 0, column: 0 }, message, None)]))
+            }
+        }
+    })
 }
 
 /// Reads another YAML file that points into itself when it is wrong, such as tests of a topology.

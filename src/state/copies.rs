@@ -176,7 +176,8 @@ impl Checkpoints {
         let manifest = self.manifest(task, offset, fingerprint)?;
         for chunk in manifest.chunks() {
             let bytes = self.chunk(task, chunk)?;
-            let Some(changes) = unpack(&bytes) else {
+            let whole = unpack(&bytes).filter(|changes| changes.is_sorted_by(|left, right| left.0 < right.0));
+            let Some(changes) = whole else {
                 return Err(self.corrupt(task, &chunk.object, "it does not hold packed changes"));
             };
             into.fill(&changes)?;

@@ -12,6 +12,7 @@ mod engine;
 mod engine_faults;
 mod faults;
 mod formats;
+mod fuzz;
 mod harness;
 mod kill;
 mod lake;
@@ -24,3 +25,6 @@ mod support;
 mod tidy;
 mod tls;
 mod versions;
+
+#[global_allocator]
+static ALLOCATOR: fuzz::memory::Counting = fuzz::memory::Counting;

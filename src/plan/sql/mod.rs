@@ -8,6 +8,7 @@
 mod calendar;
 mod chain;
 mod context;
+mod depth;
 mod refuse;
 mod tumble;
 
@@ -29,6 +30,7 @@ use datafusion_sql::sqlparser::parser::{Parser, ParserError};
 use datafusion_sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan, Tokenizer, Whitespace};
 
 pub(super) use chain::{Edge, Facts, KeyColumn, Step, columns};
+pub(super) use refuse::COLUMNS_MAX;
 
 use super::error::{nearest, suggest};
 
@@ -182,6 +184,7 @@ fn parser(sql: &str) -> Result<Parser<'static>, SqlProblem> {
             kept.push(token);
         }
     }
+    depth::check(&kept)?;
     Ok(Parser::new(&GenericDialect {}).with_tokens_with_locations(kept))
 }
 

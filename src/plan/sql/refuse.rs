@@ -9,7 +9,11 @@ use datafusion_sql::sqlparser::ast::{
 use datafusion_sql::sqlparser::tokenizer::Span;
 
 use super::context::{AGGREGATES, FUNCTIONS, is_deterministic};
+use super::depth::{LEVELS_MAX, too_deep};
 use super::{SqlProblem, nearest_function};
+
+/// Planning looks names up one by one.
+pub(in crate::plan) const COLUMNS_MAX: usize = 2_000;
 
 /// What a walk over the parsed SQL found.
 #[derive(Default)]
@@ -18,6 +22,8 @@ pub(super) struct Found {
     pub reads: Vec<(String, u64, u64)>,
     pub group_by: (u64, u64),
     with: Vec<String>,
+    /// Expressions that the one at hand is in.
+    levels: usize,
 }
 
 pub(super) fn query(statement: &Statement) -> Result<Found, SqlProblem> {
@@ -136,6 +142,13 @@ impl Visitor for Found {
         if self.group_by == (0, 0) {
             self.group_by = place(select.select_token.0.span);
         }
+        if let Some(first) = select.projection.get(COLUMNS_MAX) {
+            return refuse(
+                first.span(),
+                format!("a view has at most {COLUMNS_MAX} columns"),
+                "make two views of it",
+            );
+        }
         if let Some(qualify) = &select.qualify {
             return refuse(
                 qualify.span(),
@@ -208,7 +221,16 @@ impl Visitor for Found {
         }
     }
 
+    fn post_visit_expr(&mut self, _: &Expr) -> ControlFlow<SqlProblem> {
+        self.levels -= 1;
+        ControlFlow::Continue(())
+    }
+
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<SqlProblem> {
+        self.levels += 1;
+        if self.levels > LEVELS_MAX {
+            return ControlFlow::Break(too_deep(expr.span()));
+        }
         match expr {
             Expr::Function(function) => check_function(function),
             Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. } => refuse(

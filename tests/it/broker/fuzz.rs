@@ -13,6 +13,8 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::fuzz::mutate::{bytes_of, hexadecimal, mutate};
+use crate::fuzz::seed_and_time;
 
 /// Frames, one a line, in hexadecimal, without their length: what a broker must survive.
 const CORPUS: &str = include_str!("frames.txt");
@@ -205,30 +207,6 @@ fn frame(key: ApiKey, version: i16, random: &mut SmallRng) -> Vec<u8> {
     writer.out
 }
 
-/// Breaks a frame in one to four places.
-fn mutate(frame: &mut Vec<u8>, other: &[u8], random: &mut SmallRng) {
-    for _ in 0..random.random_range(1..5) {
-        let at = random.random_range(0..=frame.len());
-        let number: [u8; 4] =
-            [i32::MAX, i32::MIN, -1, 1_000_000, 0x10000, 0][random.random_range(0..6)].to_be_bytes();
-        match random.random_range(0..8) {
-            0 if at < frame.len() => frame[at] ^= 1 << random.random_range(0..8),
-            1 if at < frame.len() => frame[at] = [0, 0x7f, 0x80, 0xff][random.random_range(0..4)],
-            2 => frame.truncate(at),
-            3 => frame.extend((0..random.random_range(0..40)).map(|_| random.random::<u8>())),
-            4 if at + 4 <= frame.len() => frame[at..at + 4].copy_from_slice(&number),
-            5 => {
-                let rest = frame.split_off(at);
-                frame.extend(number);
-                frame.extend(rest);
-            }
-            6 => frame.extend_from_slice(&other[other.len().min(at)..]),
-            _ if at > 8 => frame.truncate(at),
-            _ => {}
-        }
-    }
-}
-
 /// Sends a frame and says no more; the broker answers or not, and closes. Panics if it does neither.
 fn converse(address: SocketAddr, frame: &[u8], length: i32, what: &dyn Fn() -> String) {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -245,14 +223,6 @@ fn converse(address: SocketAddr, frame: &[u8], length: i32, what: &dyn Fn() -> S
             what()
         );
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn bytes_of(line: &str) -> Vec<u8> {
-    (0..line.len() / 2).map(|at| u8::from_str_radix(&line[at * 2..at * 2 + 2], 16).unwrap()).collect()
 }
 
 /// The request types and versions that it says it serves.
@@ -273,13 +243,7 @@ fn served(address: SocketAddr) -> Vec<(ApiKey, i16, i16)> {
 
 #[test]
 fn broken_requests_are_answered_or_closed_and_leave_no_trace() {
-    let seed = std::env::var("HEADWATER_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        since.as_micros() as u64
-    });
-    let time = std::env::var("HEADWATER_TEST_FUZZ_S").ok().and_then(|seconds| seconds.parse().ok());
-    let time = time.map_or(SHORT, Duration::from_secs);
+    let (seed, time) = seed_and_time(SHORT);
     let mut random = SmallRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
     let address = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
@@ -306,7 +270,7 @@ fn broken_requests_are_answered_or_closed_and_leave_no_trace() {
         let version = random.random_range(lowest..=highest);
         let mut frame = frame(key, version, &mut random);
         if random.random_bool(0.9) {
-            mutate(&mut frame, &other, &mut random);
+            mutate(&mut frame, &other, NAMES, &mut random);
         }
         let mut length = frame.len() as i32;
         if random.random_ratio(1, 20) {
