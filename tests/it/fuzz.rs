@@ -20,6 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use headwater::log::memory::Dice;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -57,11 +58,7 @@ fn target(name: &str) -> Box<dyn Target> {
 
 fn input(target: &dyn Target, seed: u64, number: u64) -> Vec<u8> {
     match number.checked_sub(FIRST_MADE) {
-        Some(made) => {
-            // Far apart for each number, and never the same for two seeds in a row.
-            let of = seed.wrapping_add(made.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            target.input(&mut SmallRng::seed_from_u64(of))
-        }
+        Some(made) => target.input(&mut SmallRng::seed_from_u64(Dice::nth(seed, made))),
         None => target.corpus().swap_remove(number as usize),
     }
 }

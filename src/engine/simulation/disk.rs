@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::dice::Dice;
 use super::process::Process;
+use crate::log::memory::Dice;
 use crate::state::{Change, MemoryStore, Result, StateError, Store, Visitor};
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;

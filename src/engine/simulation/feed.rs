@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::dice::Dice;
+use crate::log::memory::Dice;
 use crate::plan::{self, Plan};
 use crate::record::TopicPartition;
 

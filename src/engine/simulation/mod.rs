@@ -9,7 +9,6 @@
 //! records without faults.
 //! Invariant: nothing of the engine is replaced but its machine and its log.
 
-mod dice;
 mod disk;
 #[cfg(feature = "planted-faults")]
 mod faults;
@@ -27,12 +26,11 @@ pub(crate) mod world;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dice::Dice;
 use feed::{Happening, Topology};
 use outcome::Outcome;
 use world::{Settings, World};
 
-use crate::log::memory::Faults;
+use crate::log::memory::{Dice, Faults};
 use crate::log::{Log, TopicSpec};
 
 /// Ticks after the last record has come in which faults may still fall.
@@ -99,7 +97,7 @@ fn simulate(seed: u64, traced: bool) -> (Result<(), String>, Vec<String>) {
 
 /// `plant` is asked once it is known what is right; what it yields is kept while the world lives.
 fn simulate_with<P>(seed: u64, traced: bool, plant: impl FnOnce() -> P) -> (Result<(), String>, Vec<String>) {
-    let mut dice = Dice::new(seed, 0);
+    let mut dice = Dice::stream(seed, 0);
     let topologies = feed::topologies();
     let topology = &topologies[dice.under(topologies.len() as u64) as usize];
     let feed = feed::feed(topology, &mut dice);

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use object_store::memory::InMemory;
 
-use super::dice::Dice;
 use super::disk::Disk;
 use super::feed::Happening;
 use super::member::ProcessLog;
@@ -20,7 +19,7 @@ use crate::engine::machine::Machine;
 use crate::engine::progress::Progress;
 use crate::engine::run::{self, Life, RunOptions, Shared};
 use crate::engine::{EngineError, Result, TopicNames};
-use crate::log::memory::{Faults, MemoryLog};
+use crate::log::memory::{Dice, Faults, MemoryLog};
 use crate::log::{Log, LogError, Outgoing};
 use crate::plan::Plan;
 use crate::state::{Checkpoints, StateError};
@@ -136,7 +135,7 @@ impl World {
             first_ms: log.time_ms(),
             log,
             micros: AtomicU64::new(0),
-            dice: Mutex::new(Dice::new(seed, 1)),
+            dice: Mutex::new(Dice::stream(seed, 1)),
             faults_left: AtomicI64::new(settings.faults),
             hosts: Mutex::new(
                 hosts.map(|host| Host { instance: format!("h{host}"), disk: Disk::default() }).collect(),

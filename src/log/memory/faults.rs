@@ -24,21 +24,3 @@ pub struct Faults {
     /// From this step on, all calls of the member whose step it is fail: its process is gone.
     pub crash_at: Option<u64>,
 }
-
-/// SplitMix64 (Steele, Lea and Flood 2014).
-pub(super) struct Dice(pub u64);
-
-impl Dice {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// True with this probability. Draws only where there is one, so that unused faults change nothing.
-    pub fn falls(&mut self, probability: f64) -> bool {
-        probability > 0.0 && ((self.next() >> 11) as f64 / (1_u64 << 53) as f64) < probability
-    }
-}

@@ -3,11 +3,12 @@
 //! - `partition`: records, markers, the last stable offset
 //! - `group`: members, generations, cooperative assignment
 //! - `client`: readers, producers, members
-//! - `faults`: what goes wrong, by a seed
+//! - `faults`: what goes wrong, by a seed (`dice`)
 //!
 //! Invariant: no clock and no randomness: time is handed in, faults follow from the seed.
 
 mod client;
+mod dice;
 mod faults;
 mod group;
 mod partition;
@@ -15,10 +16,10 @@ mod partition;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::dice::Dice;
 pub use self::faults::Faults;
 
 use self::client::{MemoryMember, MemoryProducer, MemoryReader, MemoryTransactor};
-use self::faults::Dice;
 use self::group::Group;
 use self::partition::{Partition, Transaction};
 use super::{
@@ -73,7 +74,7 @@ impl MemoryLog {
     }
 
     pub fn with_faults(faults: Faults) -> Self {
-        let dice = Dice(faults.seed);
+        let dice = Dice::new(faults.seed);
         Self(Arc::new(Mutex::new(Cluster {
             topics: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -114,7 +115,7 @@ impl MemoryLog {
     /// Other faults from now on; steps count from 1 again.
     pub fn set_faults(&self, faults: Faults) {
         let mut cluster = self.cluster();
-        cluster.dice = Dice(faults.seed);
+        cluster.dice = Dice::new(faults.seed);
         cluster.faults = faults;
         cluster.steps = 0;
     }

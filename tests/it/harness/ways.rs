@@ -14,7 +14,7 @@ use headwater::engine::{
     SinkWriter, TopicNames, replay, run,
 };
 use headwater::log::Log;
-use headwater::log::memory::{Faults, MemoryLog};
+use headwater::log::memory::{Dice, Faults, MemoryLog};
 use headwater::plan::{Emit, Late, Plan};
 use headwater::record::{Batch, OwnedRecord, TopicPartition};
 use headwater::tool::topology_test::{Observed, publish, read, value};
@@ -61,14 +61,6 @@ const STALL: Duration = Duration::from_secs(25);
 pub struct Bench<'a> {
     golden: &'a Golden,
     seed: u64,
-}
-
-/// SplitMix64, for choices that the log does not make.
-fn mix(seed: u64, number: u64) -> u64 {
-    let mut z = seed.wrapping_add(number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 fn folder() -> tempfile::TempDir {
@@ -144,10 +136,10 @@ impl<'a> Bench<'a> {
             self.same(&format!("{threads} threads, pieces up to {most}"), whole, &self.outcome(&log));
         };
         pieces(1, 1, 0);
-        pieces(1, 7, mix(self.seed, 1));
-        pieces(1, 30, mix(self.seed, 2));
-        pieces(2, 5, mix(self.seed, 3));
-        pieces(3, 13, mix(self.seed, 4));
+        pieces(1, 7, Dice::nth(self.seed, 1));
+        pieces(1, 30, Dice::nth(self.seed, 2));
+        pieces(2, 5, Dice::nth(self.seed, 3));
+        pieces(3, 13, Dice::nth(self.seed, 4));
     }
 
     /// `--until-end` leaves windows open; a later run goes on from there.
@@ -170,15 +162,15 @@ impl<'a> Bench<'a> {
     fn crashes(&self, whole: &Outcome) {
         let short = |seed| Faults { seed, short_reads: 1.0, short_read_max: 6, ..Faults::default() };
         let log = self.log();
-        self.until_done(&log, folder().path(), &STEADY, |_| short(mix(self.seed, 10)));
+        self.until_done(&log, folder().path(), &STEADY, |_| short(Dice::nth(self.seed, 10)));
         let steps = log.steps();
         // One crash, somewhere in each ninth of the run.
         for part in 0..9 {
-            let crash_at = 1 + (steps * part + mix(self.seed, 20 + part) % steps) / 9;
+            let crash_at = 1 + (steps * part + Dice::nth(self.seed, 20 + part) % steps) / 9;
             let log = self.log();
             let faults = |start| match start {
-                0 => Faults { crash_at: Some(crash_at), ..short(mix(self.seed, 10)) },
-                _ => short(mix(self.seed, 10)),
+                0 => Faults { crash_at: Some(crash_at), ..short(Dice::nth(self.seed, 10)) },
+                _ => short(Dice::nth(self.seed, 10)),
             };
             let interval = if part % 2 == 0 { Duration::ZERO } else { Duration::from_secs(30) };
             let way = Way { checkpoint_interval: interval, lose_state: part % 3 == 0, ..STEADY };
@@ -187,12 +179,12 @@ impl<'a> Bench<'a> {
         }
         // A crash in every start, at random: each gets some way.
         for (number, lose_state, threads) in [(0, false, 1), (1, true, 1), (2, true, 2), (3, false, 3)] {
-            let seed = mix(self.seed, 40 + number);
+            let seed = Dice::nth(self.seed, 40 + number);
             let log = self.log();
             let way = Way { threads, checkpoint_interval: Duration::ZERO, lose_state, ..STEADY };
             self.until_done(&log, folder().path(), &way, |start| Faults {
-                crash_at: Some(steps / 6 + mix(seed, start) % (steps / 2 + 10) + start * steps / 10),
-                ..short(mix(seed, start))
+                crash_at: Some(steps / 6 + Dice::nth(seed, start) % (steps / 2 + 10) + start * steps / 10),
+                ..short(Dice::nth(seed, start))
             });
             self.same(&format!("crashed at random ({number})"), whole, &self.outcome(&log));
         }
@@ -201,7 +193,7 @@ impl<'a> Bench<'a> {
         let way = Way { copies: false, checkpoint_interval: Duration::ZERO, lose_state: true, ..STEADY };
         self.until_done(&log, folder().path(), &way, |start| Faults {
             crash_at: (start < 3).then_some(steps / 3 + start * steps / 4),
-            ..short(mix(self.seed, 50 + start))
+            ..short(Dice::nth(self.seed, 50 + start))
         });
         self.same("state lost, no copies", whole, &self.outcome(&log));
     }
@@ -209,11 +201,11 @@ impl<'a> Bench<'a> {
     /// Commits that fail, or whose answers are lost.
     fn refused(&self, whole: &Outcome) {
         for number in 0..3 {
-            let seed = mix(self.seed, 60 + number);
+            let seed = Dice::nth(self.seed, 60 + number);
             let log = self.log();
             let way = Way { threads: 1 + number as usize % 2, checkpoint_interval: Duration::ZERO, ..STEADY };
             self.until_done(&log, folder().path(), &way, |start| Faults {
-                seed: mix(seed, start),
+                seed: Dice::nth(seed, start),
                 short_reads: 0.9,
                 short_read_max: 12,
                 aborts: 0.3,
@@ -228,11 +220,11 @@ impl<'a> Bench<'a> {
     /// The group rebalances, and members are put out of it.
     fn rebalances(&self, whole: &Outcome) {
         for number in 0..6 {
-            let seed = mix(self.seed, 80 + number);
+            let seed = Dice::nth(self.seed, 80 + number);
             let log = self.log();
             let way = Way { threads: 2 + number as usize % 2, checkpoint_interval: Duration::ZERO, ..STEADY };
             self.until_done(&log, folder().path(), &way, |start| {
-                let at = Some(3 + mix(seed, start) % 60);
+                let at = Some(3 + Dice::nth(seed, start) % 60);
                 Faults {
                     seed,
                     short_reads: 1.0,
@@ -250,7 +242,7 @@ impl<'a> Bench<'a> {
     fn rescaled(&self, whole: &Outcome) {
         let (log, dir) = (self.log(), folder());
         log.set_faults(Faults {
-            seed: mix(self.seed, 100),
+            seed: Dice::nth(self.seed, 100),
             short_reads: 1.0,
             short_read_max: 2,
             ..Faults::default()
@@ -401,7 +393,7 @@ impl<'a> Bench<'a> {
                 scratch: None,
             };
             log.set_faults(Faults {
-                seed: mix(self.seed, 200),
+                seed: Dice::nth(self.seed, 200),
                 short_reads: 0.5,
                 short_read_max: 9,
                 ..Faults::default()
