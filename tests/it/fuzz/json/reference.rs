@@ -92,8 +92,8 @@ pub fn verdict(ty: &Type, text: &str, nullable: bool) -> Verdict {
             Some(text) if text.chars().all(|c| !c.is_ascii_digit()) => Reject,
             Some(text) => {
                 let known = match ty {
-                    Type::Date => text.len() == 10 && date(&text).is_some(),
-                    _ => text.len() == 20 && micros(&text).is_some(),
+                    Type::Date => shape(&text) == "0000-00-00" && date(&text).is_some(),
+                    _ => shape(&text) == "0000-00-00T00:00:00Z" && micros(&text).is_some(),
                 };
                 if known { Accept } else { Unsettled }
             }
@@ -184,6 +184,11 @@ fn decimal(text: &str, precision: u8, scale: u8) -> Result<String, Verdict> {
         return Err(Reject);
     }
     Ok(if kept.is_empty() { "0".into() } else { format!("{sign}{kept}") })
+}
+
+/// With every digit a 0.
+fn shape(text: &str) -> String {
+    text.chars().map(|character| if character.is_ascii_digit() { '0' } else { character }).collect()
 }
 
 fn date(text: &str) -> Option<chrono::NaiveDate> {
