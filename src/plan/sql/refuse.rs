@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 
 use datafusion_sql::sqlparser::ast::{
-    DuplicateTreatment, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, LimitClause,
-    ObjectName, Query, Select, SetExpr, Spanned, Statement, TableFactor, Visit, Visitor,
+    DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause,
+    FunctionArguments, GroupByExpr, LimitClause, ObjectName, Query, Select, SetExpr, Spanned, Statement,
+    TableFactor, Value, Visit, Visitor,
 };
 use datafusion_sql::sqlparser::tokenizer::Span;
 
@@ -15,6 +16,9 @@ use super::{SqlProblem, nearest_function};
 /// Planning looks names up one by one.
 pub(in crate::plan) const COLUMNS_MAX: usize = 2_000;
 
+/// What one row's text may be made to: a record that asks for more would take the memory of all.
+const LENGTH_MAX: usize = 1_000;
+
 /// What a walk over the parsed SQL found.
 #[derive(Default)]
 pub(super) struct Found {
@@ -24,6 +28,8 @@ pub(super) struct Found {
     with: Vec<String>,
     /// Expressions that the one at hand is in.
     levels: usize,
+    /// Calls of `repeat` that it is in.
+    repeats: usize,
 }
 
 pub(super) fn query(statement: &Statement) -> Result<Found, SqlProblem> {
@@ -185,7 +191,6 @@ impl Visitor for Found {
             }
             TableFactor::Table { name, args: Some(arguments), .. } => match lower(name).as_str() {
                 "tumble" => {
-                    use datafusion_sql::sqlparser::ast::{FunctionArg, FunctionArgExpr};
                     match arguments.args.first() {
                         Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Identifier(table)))) => {
                             self.read(&ObjectName::from(vec![table.clone()]));
@@ -221,8 +226,9 @@ impl Visitor for Found {
         }
     }
 
-    fn post_visit_expr(&mut self, _: &Expr) -> ControlFlow<SqlProblem> {
+    fn post_visit_expr(&mut self, expr: &Expr) -> ControlFlow<SqlProblem> {
         self.levels -= 1;
+        self.repeats -= usize::from(repeats(expr));
         ControlFlow::Continue(())
     }
 
@@ -230,6 +236,10 @@ impl Visitor for Found {
         self.levels += 1;
         if self.levels > LEVELS_MAX {
             return ControlFlow::Break(too_deep(expr.span()));
+        }
+        self.repeats += usize::from(repeats(expr));
+        if self.repeats > 1 {
+            return refuse(expr.span(), "a repeat of a repeat", "say in one how many times");
         }
         match expr {
             Expr::Function(function) => check_function(function),
@@ -288,6 +298,9 @@ fn check_function(function: &Function) -> ControlFlow<SqlProblem> {
         };
         return refuse(place, format!("unknown function '{name}'"), help);
     }
+    if matches!(name.as_str(), "repeat" | "lpad" | "rpad") {
+        return check_length(function, &name);
+    }
     if is_aggregate {
         let canonical = FUNCTIONS.aggregate.get(&name).map(|function| function.name().to_string());
         if !canonical.is_some_and(|name| AGGREGATES.contains(&name.as_str())) {
@@ -300,6 +313,30 @@ fn check_function(function: &Function) -> ControlFlow<SqlProblem> {
         return check_aggregate(function, &name);
     }
     ControlFlow::Continue(())
+}
+
+fn repeats(expr: &Expr) -> bool {
+    matches!(expr, Expr::Function(function) if lower(&function.name) == "repeat")
+}
+
+/// How long the text becomes stands in the SQL, and is not much.
+fn check_length(function: &Function, name: &str) -> ControlFlow<SqlProblem> {
+    let FunctionArguments::List(list) = &function.args else { return ControlFlow::Continue(()) };
+    let number = |argument: &FunctionArg| match argument {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) => match &value.value {
+            Value::Number(number, _) => number.parse::<usize>().ok(),
+            _ => None,
+        },
+        _ => None,
+    };
+    match list.args.get(1) {
+        Some(argument) if number(argument).is_none_or(|number| number > LENGTH_MAX) => refuse(
+            function.name.span(),
+            format!("{name} takes a number up to {LENGTH_MAX}, so that no record can ask for all memory"),
+            format!("write the number: {name}(x, 8)"),
+        ),
+        _ => ControlFlow::Continue(()),
+    }
 }
 
 fn check_aggregate(function: &Function, name: &str) -> ControlFlow<SqlProblem> {

@@ -128,3 +128,51 @@ fn no_column_has_a_type_that_files_lack() {
     assert_eq!(out.column(0).as_string::<i32>().value(0), "ca");
     assert_eq!(out.column(7).as_primitive::<TimestampMicrosecondType>().value(0), 1_000_000);
 }
+
+/// What is wrong with a check.
+fn refused(check: &str) -> String {
+    let text = flights_with(&[("expect: dep_delay is not null", &format!("expect: \"{check}\""))]);
+    let error = parse(&text, "flights.yaml").unwrap_err();
+    let [problem] = error.problems() else { panic!("{error}") };
+    assert_eq!(problem.line, 20, "{error}");
+    problem.message.clone()
+}
+
+#[test]
+fn no_record_and_no_file_can_ask_for_a_text_of_any_length() {
+    let limit = "takes a number up to 1000, so that no record can ask for all memory";
+    for (call, name) in [
+        ("repeat(carrier, 2000000000)", "repeat"),
+        ("repeat('x', cast(dep_delay as bigint))", "repeat"),
+        ("lpad(carrier, 1001)", "lpad"),
+        ("rpad(carrier, 2000000000, 'y')", "rpad"),
+    ] {
+        assert_eq!(refused(&format!("{call} is not null")), format!("{name} {limit}"));
+    }
+    assert_eq!(refused("upper(repeat(concat(repeat('x', 9)), 9)) = ''"), "a repeat of a repeat");
+    let twice = "repeat(lpad(carrier, 4, '*'), 2) = repeat(carrier, 1000)";
+    planned(&flights_with(&[("expect: dep_delay is not null", &format!("expect: \"{twice}\""))]));
+}
+
+#[test]
+fn the_deepest_expression_that_is_planned_is_evaluated_and_deeper_ones_are_refused() {
+    let sum = |levels: usize| format!("dep_delay{}", " + dep_delay".repeat(levels - 1));
+    // On a test's stack, which is an ordinary thread's.
+    let out = run(&format!("select {} as x from departures", sum(256)), &["2013-01-01T05:00:00Z"; 3]);
+    assert_eq!(out.column(0).as_primitive::<arrow::datatypes::Float64Type>().values(), &[0.0, 256.0, 512.0]);
+    let any = |levels: usize| format!("dep_delay = 1{}", " or dep_delay = 0.5".repeat(levels - 2));
+    let out = run(&format!("select {} as x from departures", any(256)), &["2013-01-01T05:00:00Z"; 3]);
+    assert_eq!(out.column(0).as_boolean().true_count(), 1);
+
+    for levels in [257, 2_000] {
+        assert_eq!(refused(&any(levels)), "an expression of more than 256 levels");
+        assert_eq!(refused(&format!("{} > 1", sum(levels))), "an expression of more than 256 levels");
+    }
+    assert_eq!(refused(&any(100_000)), "more than 10000 words without a comma between them");
+    // A list is no deeper for being long.
+    let list = (0..6_000).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
+    planned(&flights_with(&[(
+        "expect: dep_delay is not null",
+        &format!("expect: \"dep_delay in ({list})\""),
+    )]));
+}
