@@ -248,7 +248,8 @@ impl Target for Topology {
     }
 
     fn bytes_max(&self, input: &[u8]) -> usize {
-        // A word of SQL becomes an expression, which DataFusion copies at each of its steps.
-        (24 << 20) + 4_096 * input.len()
+        // A word of SQL becomes an expression, which DataFusion copies at each of its steps. A regular expression may
+        // be of 10 MiB, and is compiled in several forms.
+        (64 << 20) + 4_096 * input.len()
     }
 }
