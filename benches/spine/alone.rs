@@ -22,7 +22,8 @@ pub fn encode(setting: &Setting) -> Result<Measured> {
     let (mut rows, mut bytes) = (0, 0);
     let (mut values, mut ends) = (Vec::new(), Vec::new());
     for batch in &batches {
-        (values.clear(), ends.clear());
+        values.clear();
+        ends.clear();
         RowEncoder::new(&batch.schema(), None)?.encode(batch, 0..batch.num_rows(), &mut values, &mut ends);
         rows += ends.len();
         bytes += values.len();

@@ -10,6 +10,7 @@
 //! Invariant: the groups of a block ascend by key, and all of them belong to one window.
 //! Invariant: a block covers the keys from its first one to the next block's; the first of a window, all before, too.
 
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
 use super::super::Result;
@@ -47,7 +48,7 @@ impl ClosedGroups {
     pub(super) fn keep<'a>(&self, state: &mut TaskState, groups: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
         let mut packer = Packer::new(self.prefix);
         for (key, row) in groups {
-            packer.add(key, row, &mut |key, value| state.put_new(key, value));
+            packer.add(window(key), own(key), row, &mut |key, value| state.put_new(key, value));
         }
         packer.end(&mut |key, value| state.put_new(key, value));
     }
@@ -79,36 +80,20 @@ impl ClosedGroups {
         for block in touched {
             self.add_blocks(state, &changes[untouched..block.changes.start]);
             untouched = block.changes.end;
-            let mut packer = Packer::new(self.prefix);
-            let mut blocks = Vec::new();
-            let mut into = |key: &[u8], value: &[u8]| blocks.push((key.to_vec(), value.to_vec()));
-            let window = &block.key[self.prefix.len()..][..WINDOW_PREFIX_BYTES];
-            let mut whole = Vec::new();
-            let mut add =
-                |packer: &mut Packer, key: &[u8], row: &[u8], into: &mut dyn FnMut(&[u8], &[u8])| {
-                    whole.clear();
-                    whole.extend_from_slice(window);
-                    whole.extend_from_slice(key);
-                    packer.add(&whole, row, into);
+            let mut groups: BTreeMap<&[u8], &[u8]> = self.groups(&block.value)?.into_iter().collect();
+            for &(key, row) in &changes[block.changes] {
+                match row {
+                    Some(row) => groups.insert(own(key), row),
+                    None => groups.remove(own(key)),
                 };
-            let mut changed = changes[block.changes.clone()].iter().peekable();
-            for (key, row) in self.groups(&block.value)? {
-                while let Some((new, row)) = changed.next_if(|(new, _)| own(new) < key) {
-                    row.into_iter().for_each(|row| add(&mut packer, own(new), row, &mut into));
-                }
-                match changed.next_if(|(new, _)| own(new) == key) {
-                    Some((_, row)) => row.into_iter().for_each(|row| add(&mut packer, key, row, &mut into)),
-                    None => add(&mut packer, key, row, &mut into),
-                }
             }
-            for (new, row) in changed {
-                row.into_iter().for_each(|row| add(&mut packer, own(new), row, &mut into));
+            state.delete(&block.key);
+            let mut packer = Packer::new(self.prefix);
+            let window = window(&block.key[self.prefix.len()..]);
+            for (key, row) in groups {
+                packer.add(window, key, row, &mut |key, value| state.put(key, value));
             }
-            packer.end(&mut into);
-            if !blocks.iter().any(|(key, _)| *key == block.key) {
-                state.delete(&block.key);
-            }
-            blocks.iter().for_each(|(key, value)| state.put(key, value));
+            packer.end(&mut |key, value| state.put(key, value));
         }
         self.add_blocks(state, &changes[untouched..]);
         Ok(())
@@ -118,7 +103,9 @@ impl ClosedGroups {
     fn add_blocks(&self, state: &mut TaskState, changes: &[GroupChange<'_>]) {
         let mut packer = Packer::new(self.prefix);
         for (key, row) in changes {
-            row.into_iter().for_each(|row| packer.add(key, row, &mut |key, value| state.put(key, value)));
+            if let Some(row) = row {
+                packer.add(window(key), own(key), row, &mut |key, value| state.put(key, value));
+            }
         }
         packer.end(&mut |key, value| state.put(key, value));
     }
@@ -214,19 +201,18 @@ impl Packer {
         Self { prefix, key: Vec::new(), value: Vec::new() }
     }
 
-    /// Adds a group, of which `key` is the whole key.
-    fn add(&mut self, key: &[u8], row: &[u8], full: &mut dyn FnMut(&[u8], &[u8])) {
-        let is_of_block =
-            self.key.get(self.prefix.len()..).is_some_and(|first| first.starts_with(window(key)));
+    /// Adds a group: its window, its key without that, and its row.
+    fn add(&mut self, window: &[u8], own: &[u8], row: &[u8], full: &mut dyn FnMut(&[u8], &[u8])) {
+        let is_of_block = self.key.get(self.prefix.len()..).is_some_and(|first| first.starts_with(window));
         // Two lengths take at most 10 bytes.
-        if !is_of_block || self.value.len() + key.len() + row.len() + 10 > BLOCK_BYTES_MAX {
+        if !is_of_block || self.value.len() + own.len() + row.len() + 10 > BLOCK_BYTES_MAX {
             self.end(full);
             self.key.clear();
             self.key.extend_from_slice(&self.prefix);
-            self.key.extend_from_slice(key);
+            self.key.extend_from_slice(window);
+            self.key.extend_from_slice(own);
             self.value.extend_from_slice(&[VERSION, 0, 0, 0, 0]);
         }
-        let own = own(key);
         pack_length(own.len(), &mut self.value);
         pack_length(row.len(), &mut self.value);
         self.value.extend_from_slice(own);
