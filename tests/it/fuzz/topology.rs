@@ -225,7 +225,8 @@ impl Target for Topology {
                 assert!(!error.problems().is_empty(), "an error without a problem");
                 let lines: Vec<usize> = text.lines().map(|line| line.chars().count()).collect();
                 for problem in error.problems() {
-                    let count = lines.len().max(1);
+                    // The end of the file is behind its last line.
+                    let count = lines.len() + 1;
                     assert!(
                         (1..=count).contains(&problem.line),
                         "line {} of {count}: {problem}",
