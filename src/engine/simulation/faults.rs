@@ -3,7 +3,7 @@
 use super::{simulate, simulate_with};
 use crate::planted::{Fault, plant};
 
-const SEEDS_MAX: u64 = 300;
+const SEEDS_MAX: u64 = 60;
 
 /// Searches for a seed that finds the fault, and that finds nothing once it is gone.
 fn is_found(fault: Fault) {

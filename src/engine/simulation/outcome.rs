@@ -64,10 +64,11 @@ impl Outcome {
         if !self.counters.balanced() {
             return Some(format!("the counts do not add up: {:?}", self.counters));
         }
-        for (topic, expected) in &other.refined {
-            if let Some(difference) = differ(topic, &self.refined[topic], expected) {
-                return Some(difference);
-            }
+        let topics = other.refined.iter();
+        let refined: Vec<String> =
+            topics.filter_map(|(topic, expected)| differ(topic, &self.refined[topic], expected)).collect();
+        if !refined.is_empty() {
+            return Some(refined.join("\n"));
         }
         let late = differ("late records", &self.late, &other.late);
         let dead = || differ("dead letters", &self.dead, &other.dead);
