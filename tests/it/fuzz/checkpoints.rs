@@ -31,7 +31,7 @@ const WORDS: [&str; 12] = [
     "\"object\":\"../x\"",
     "null",
     "\"bytes\":",
-    "\"version\":2",
+    "\"version\":3",
 ];
 
 fn rows(store: &dyn Store) -> Result<Rows, StateError> {
@@ -60,7 +60,7 @@ fn apply(store: &dyn Store, changes: &Changes, offset: i64) {
 /// An error that a user can act on.
 fn check(error: &StateError) {
     let text = error.to_string();
-    let acts = ["delete it", "is not used", "reads 1", "is in use", "bring back"];
+    let acts = ["delete it", "is not used", "and this program reads", "is in use", "bring back"];
     assert!(acts.iter().any(|acts| text.contains(acts)), "it does not say what to do: {text}");
 }
 
