@@ -169,6 +169,11 @@ fn the_deepest_expression_that_is_planned_is_evaluated_and_deeper_ones_are_refus
         assert_eq!(refused(&format!("{} > 1", sum(levels))), "an expression of more than 256 levels");
     }
     assert_eq!(refused(&any(100_000)), "more than 10000 words without a comma between them");
+    let casts =
+        |levels: usize| format!("{}dep_delay{} > 1", "cast(".repeat(levels), " as double)".repeat(levels));
+    planned(&flights_with(&[("expect: dep_delay is not null", &format!("expect: {}", casts(14)))]));
+    assert_eq!(refused(&casts(15)), "more than 14 casts, or calls like them, within each other");
+    assert_eq!(refused(&"cast(".repeat(2_000)), "more than 14 casts, or calls like them, within each other");
     // A list is no deeper for being long.
     let list = (0..6_000).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
     planned(&flights_with(&[(

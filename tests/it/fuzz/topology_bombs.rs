@@ -63,6 +63,8 @@ pub fn all() -> Vec<Vec<u8>> {
     // As long as a view may be: it is planned, and so is not deep.
     let at_most = with(&format!("a in ({})", many(|at| at.to_string(), 2_000, ", ")));
     all.push(at_most);
+    all.push(with(&"cast(".repeat(300)));
+    all.push(with(&"substring(abs(array[".repeat(100)));
     for times in [40, 300, 5_000, 20_000] {
         all.push(with(&nested("(", "a", ")", times)));
         all.push(with(&["a", &" + a".repeat(times)].concat()));
