@@ -32,6 +32,7 @@ use std::ops::{Bound, ControlFlow};
 pub use copies::{Checkpoints, CopyStats};
 pub use error::{Result, StateError};
 pub use memory::MemoryStore;
+pub use packing::{pack_length, unpack_length};
 pub use recovery::{Recovered, RecoveredFrom, recover};
 pub use requests::RequestCounts;
 pub use sled::{SledStore, StateDir};

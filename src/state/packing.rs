@@ -37,7 +37,8 @@ pub(super) fn unpack(mut bytes: &[u8]) -> Option<Vec<Change<'_>>> {
     Some(changes)
 }
 
-fn pack_length(length: usize, into: &mut Vec<u8>) {
+/// Appends a length, as LEB128.
+pub fn pack_length(length: usize, into: &mut Vec<u8>) {
     let mut rest = length;
     while rest >= 0x80 {
         into.push(rest as u8 | 0x80);
@@ -46,7 +47,8 @@ fn pack_length(length: usize, into: &mut Vec<u8>) {
     into.push(rest as u8);
 }
 
-fn unpack_length(bytes: &mut &[u8]) -> Option<usize> {
+/// Takes a length off the front; `None` if there is none, or none that fits.
+pub fn unpack_length(bytes: &mut &[u8]) -> Option<usize> {
     let mut length = 0_u64;
     for shift in (0..63).step_by(7) {
         let byte = take(bytes, 1)?[0];

@@ -15,11 +15,10 @@ use std::ops::{ControlFlow, Range};
 
 use super::super::Result;
 use super::super::evaluate::failed;
+use super::codec::{HEAD, VERSION, opened};
 use super::keys::WINDOW_PREFIX_BYTES;
-use crate::state::{TaskState, prefix_end};
+use crate::state::{TaskState, pack_length, prefix_end, unpack_length};
 
-const VERSION: u8 = 1;
-const HEAD: usize = 5;
 /// The store keeps values of up to this whole; longer ones lie in pieces.
 const BLOCK_BYTES_MAX: usize = 3_900;
 
@@ -156,10 +155,7 @@ impl ClosedGroups {
 
     /// The groups of a block: keys without the window, and rows.
     fn groups<'a>(&self, value: &'a [u8]) -> Result<Vec<(&'a [u8], &'a [u8])>> {
-        let opened = value
-            .split_at_checked(HEAD)
-            .filter(|(head, rest)| head[0] == VERSION && head[1..] == crc32c::crc32c(rest).to_le_bytes());
-        let groups = opened.and_then(|(_, mut rest)| {
+        let groups = opened(value).and_then(|mut rest| {
             let mut groups = Vec::new();
             while !rest.is_empty() {
                 let key_length = unpack_length(&mut rest)?;
@@ -204,7 +200,7 @@ impl Packer {
     /// Adds a group: its window, its key without that, and its row.
     fn add(&mut self, window: &[u8], own: &[u8], row: &[u8], full: &mut dyn FnMut(&[u8], &[u8])) {
         let is_of_block = self.key.get(self.prefix.len()..).is_some_and(|first| first.starts_with(window));
-        // Two lengths take at most 10 bytes.
+        // Their lengths take at most 10 bytes.
         if !is_of_block || self.value.len() + own.len() + row.len() + 10 > BLOCK_BYTES_MAX {
             self.end(full);
             self.key.clear();
@@ -228,28 +224,6 @@ impl Packer {
         }
         self.value.clear();
     }
-}
-
-fn pack_length(length: usize, into: &mut Vec<u8>) {
-    let mut rest = length;
-    while rest >= 0x80 {
-        into.push(rest as u8 | 0x80);
-        rest >>= 7;
-    }
-    into.push(rest as u8);
-}
-
-fn unpack_length(bytes: &mut &[u8]) -> Option<usize> {
-    let mut length = 0;
-    for shift in (0..35).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        length |= usize::from(byte & 0x7f) << shift;
-        if *byte < 0x80 {
-            return Some(length);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -11,8 +11,16 @@ use super::super::evaluate::failed;
 use super::super::{AggregateSpec, Result};
 use super::calls::Calls;
 
-const VERSION: u8 = 1;
-const HEAD: usize = 5;
+/// Of a value of the state, before its CRC-32C.
+pub(super) const VERSION: u8 = 1;
+/// Bytes of both.
+pub(super) const HEAD: usize = 5;
+
+/// What is behind the head of a value, if the value is whole.
+pub(super) fn opened(value: &[u8]) -> Option<&[u8]> {
+    let (head, rest) = value.split_at_checked(HEAD)?;
+    (head[0] == VERSION && head[1..] == crc32c::crc32c(rest).to_le_bytes()).then_some(rest)
+}
 
 pub(super) struct StateCodec {
     view: std::sync::Arc<str>,
@@ -53,10 +61,7 @@ impl StateCodec {
 
     /// The row in a value, checked.
     pub(super) fn open<'a>(&self, value: &'a [u8]) -> Result<&'a [u8]> {
-        let opened = value
-            .split_at_checked(HEAD)
-            .filter(|(head, row)| head[0] == VERSION && head[1..] == crc32c::crc32c(row).to_le_bytes());
-        opened.map(|(_, row)| row).ok_or_else(|| {
+        opened(value).ok_or_else(|| {
             let what = "the state of a group is damaged or of another version of headwater; delete the state \
                         directory, so that it is rebuilt from a checkpoint copy or the log";
             failed(&self.view, what)
