@@ -4,10 +4,11 @@
 //! version u8 │ kind u8 │ schema fingerprint u64 │ origin │ origin set │ body
 //! origin      length u16, topic, partition i32
 //! origin set  count u16, then as an origin: topic, partition count
-//! body        rows: metadata length u32, Arrow IPC record batch (lz4) │ watermark: i64
+//! body        rows: metadata length u32, Arrow IPC record batch │ watermark: i64
 //! ```
 //! All integers are little-endian. A batch carries no schema: both sides have it from the plan, and the
-//! fingerprint says that they mean the same one.
+//! fingerprint says that they mean the same one. Compressing is left to the producer, which does it whole batches
+//! at a time; batches whose columns are compressed each by itself (lz4), as older versions wrote them, are read.
 //!
 //! What a message says of itself is not believed (`layout.rs`): a topic can be written by anybody.
 //!
@@ -24,7 +25,6 @@ use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
 use arrow::datatypes::SchemaRef;
 use arrow::row::{RowConverter, SortField};
-use arrow_ipc::CompressionType;
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -77,7 +77,7 @@ impl Encoder {
             schema_fingerprint: schema_fingerprint(schema),
             header,
             generator: IpcDataGenerator::default(),
-            options: IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?,
+            options: IpcWriteOptions::default(),
             compression: IpcWriteContext::default(),
         })
     }
@@ -322,6 +322,20 @@ mod tests {
         let body = |bytes: Vec<u8>| decoder.decode(&bytes).unwrap().body;
         assert!(matches!(body(encoder.watermark(-5)), Body::Watermark(-5)));
         assert!(matches!(body(encoder.idle()), Body::Idle));
+    }
+
+    #[test]
+    fn columns_that_an_older_version_compressed_are_read() {
+        let rows = rows(1000);
+        let lz4 = Some(arrow_ipc::CompressionType::LZ4_FRAME);
+        let options = IpcWriteOptions::default().try_with_compression(lz4).unwrap();
+        let mut older = Encoder { options, ..encoder(&rows) };
+        let (mut messages, mut plain) = (Vec::new(), Vec::new());
+        older.rows(&rows, &mut messages).unwrap();
+        encoder(&rows).rows(&rows, &mut plain).unwrap();
+        assert!(messages[0].len() < plain[0].len());
+        let read = Decoder::new(rows.schema()).decode(&messages[0]).unwrap().body;
+        assert!(matches!(read, Body::Rows(read) if read == rows));
     }
 
     #[test]

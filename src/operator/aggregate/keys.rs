@@ -1,13 +1,17 @@
 //! From groups' keys to group numbers: a hash table over bytes, without an allocation per row.
 //!
+//! A row costs a place in memory that is not in the nearest cache, so the table holds what tells keys apart itself.
+//!
 //! Invariant: numbers are given from 0 in the order in which keys are first seen.
+
+use std::hash::{BuildHasher, Hasher};
 
 use arrow::array::{ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::row::{RowConverter, Rows, SortField};
+use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::{AggregateSpec, Result};
 use super::other_groups;
@@ -17,8 +21,7 @@ pub(super) struct Keys {
     converter: RowConverter,
     /// The rows of the batch at hand.
     rows: Rows,
-    /// Hash and group number.
-    table: HashTable<(u64, u32)>,
+    table: HashTable<Slot>,
     bytes: Vec<u8>,
     /// Where each group's key ends in `bytes`.
     key_ends: Vec<usize>,
@@ -53,14 +56,18 @@ impl Keys {
         groups.clear();
         for (row, &end) in self.rows.iter().zip(ends.values()) {
             let key = row.data();
-            let hash = xxh3_64(key);
+            let slot = Slot { digest: Digest::of(key), group: self.key_ends.len() as u32 };
             let (bytes, key_ends) = (&self.bytes, &self.key_ends);
-            let same = |&(other, group): &(u64, u32)| other == hash && stored(bytes, key_ends, group) == key;
-            match self.table.entry(hash, same, |&(hash, _)| hash) {
-                Entry::Occupied(entry) => groups.push(entry.get().1),
+            let same = |other: &Slot| {
+                other.digest == slot.digest
+                    && (slot.digest.is_whole() || stored(bytes, key_ends, other.group) == key)
+            };
+            let hash = |slot: &Slot| slot.digest.hash(|| stored(bytes, key_ends, slot.group));
+            match self.table.entry(slot.digest.hash(|| key), same, hash) {
+                Entry::Occupied(entry) => groups.push(entry.get().group),
                 Entry::Vacant(entry) => {
-                    let group = self.key_ends.len() as u32;
-                    entry.insert((hash, group));
+                    let group = slot.group;
+                    entry.insert(slot);
                     self.bytes.extend_from_slice(key);
                     self.key_ends.push(self.bytes.len());
                     self.window_ends.push(end);
@@ -112,6 +119,50 @@ impl Keys {
         self.window_ends.clear();
     }
 }
+
+/// An entry of the table.
+struct Slot {
+    digest: Digest,
+    group: u32,
+}
+
+/// What a key is told from others by: its length, and three words of it, which hold all of one that is no longer.
+#[derive(PartialEq)]
+struct Digest {
+    words: [u64; 3],
+    length: u32,
+}
+
+impl Digest {
+    fn of(key: &[u8]) -> Self {
+        let word = |at: usize| {
+            key.get(at..).and_then(|key| key.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
+        };
+        let last = word(key.len().saturating_sub(WORD));
+        let words = match key.len() > 2 * WORD {
+            true => [word(0), word(WORD), last],
+            false => [word(0), last, 0],
+        };
+        Self { words, length: key.len() as u32 }
+    }
+
+    /// Whether nothing of the key is left out. The words of a short one overlap.
+    fn is_whole(&self) -> bool {
+        (WORD..=3 * WORD).contains(&(self.length as usize))
+    }
+
+    /// Of the key; the same in every run.
+    fn hash<'a>(&self, key: impl FnOnce() -> &'a [u8]) -> u64 {
+        let mut hasher = FixedState::default().build_hasher();
+        match self.is_whole() {
+            true => self.words.iter().for_each(|&word| hasher.write_u64(word)),
+            false => hasher.write(key()),
+        }
+        hasher.finish()
+    }
+}
+
+const WORD: usize = size_of::<u64>();
 
 fn stored<'a>(bytes: &'a [u8], key_ends: &[usize], group: u32) -> &'a [u8] {
     let group = group as usize;

@@ -194,7 +194,7 @@ impl Operator for PartialAggregate {
         if self.keys.len() == 0 {
             return Ok(());
         }
-        let order = self.keys.sorted();
+        let order: Vec<u32> = (0..self.keys.len() as u32).collect();
         let keys = self.keys.decode(order.iter().map(|&group| self.keys.key(group)))?;
         let mut columns = group_columns(&self.spec, &keys)?;
         columns.extend(self.calls.states(&order)?);
