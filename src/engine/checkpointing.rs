@@ -35,7 +35,10 @@ pub struct Writing {
 pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut Slot) -> Result<()> {
     let (interval, budget) = (shared.settings.checkpoint_interval, shared.task_budget());
     let Task::Keyed(task) = &slot.task else { return Ok(()) };
-    let bytes = lock(task.state())?.memory_bytes();
+    let (bytes, behind) = {
+        let state = lock(task.state())?;
+        (state.memory_bytes(), state.is_behind())
+    };
     let over = bytes > budget;
     if over && bytes > 2 * budget && slot.checkpoint.is_some() {
         // Memory is bounded: wait for the writer rather than fold further, but not for a store that hangs.
@@ -45,7 +48,7 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
         finish_checkpoint(shared, partition, slot, Wait::ToTheEnd)?;
     }
     let due = shared.since(slot.last_checkpoint) >= interval;
-    if slot.checkpoint.is_some() || !(over || due && bytes > 0) {
+    if slot.checkpoint.is_some() || !(over || due && behind) {
         return Ok(());
     }
     slot.last_checkpoint = shared.machine.now();

@@ -5,13 +5,14 @@
 //! starts the workers.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rand::TryRng;
 
-use crate::state::{StateDir, StateError, Store};
+use crate::state::{Allowance, DeferredStore, StateDir, StateError, Store};
 
 use super::{EngineError, Result};
 
@@ -81,15 +82,22 @@ impl Running for JoinHandle<()> {
 /// This machine.
 pub struct LocalMachine {
     state_dir: StateDir,
+    /// Of the rows that wait in memory to be written.
+    deferred: Arc<Allowance>,
     instance: String,
 }
 
 const INSTANCE_FILE: &str = "instance";
 
 impl LocalMachine {
-    /// Opens the state directory, which is created if need be.
-    pub fn open(state_path: &Path) -> Result<Self> {
-        Ok(Self { state_dir: open_state(state_path)?, instance: instance(state_path)? })
+    /// Opens the state directory, which is created if need be. So many bytes of state that copies hold may wait in
+    /// memory until they are written here.
+    pub fn open(state_path: &Path, deferred_bytes_max: usize) -> Result<Self> {
+        Ok(Self {
+            state_dir: open_state(state_path)?,
+            deferred: Allowance::new(deferred_bytes_max),
+            instance: instance(state_path)?,
+        })
     }
 }
 
@@ -107,7 +115,7 @@ impl Machine for LocalMachine {
     }
 
     fn store(&self, task: &str) -> Result<Box<dyn Store>, StateError> {
-        Ok(Box::new(self.state_dir.task(task)?))
+        Ok(Box::new(DeferredStore::new(Box::new(self.state_dir.task(task)?), &self.deferred)))
     }
 
     fn instance(&self) -> &str {

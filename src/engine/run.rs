@@ -234,7 +234,7 @@ pub fn run(
 ) -> Result<RunReport> {
     let began = machine::now();
     let meta = admit(plan, &**log)?;
-    let machine = Arc::new(LocalMachine::open(&options.state_dir.join(&*plan.name))?);
+    let machine = Arc::new(LocalMachine::open(&options.state_dir.join(&*plan.name), options.state_budget)?);
     let checkpoints = match &options.checkpoints {
         Some(location) => Some(Arc::new(Checkpoints::open(location, &plan.name)?)),
         None => None,

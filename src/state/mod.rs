@@ -15,6 +15,7 @@
 
 mod arena;
 mod copies;
+mod deferred;
 mod error;
 mod layer;
 mod manifest;
@@ -30,6 +31,7 @@ mod tests;
 use std::ops::{Bound, ControlFlow};
 
 pub use copies::{Checkpoints, CopyStats};
+pub use deferred::{Allowance, DeferredStore};
 pub use error::{Result, StateError};
 pub use memory::MemoryStore;
 pub use packing::{pack_length, unpack_length};
@@ -69,6 +71,11 @@ pub trait Store: Send + Sync {
     /// Writes changes without an offset, to build up a state that is too large for one step: between `clear`
     /// and the first `apply` only. A store that is closed before that `apply` opens empty.
     fn fill(&self, changes: &[Change<'_>]) -> Result<()>;
+
+    /// Whether what it says of itself will be so when it is opened again; only one that was filled may put that off.
+    fn is_written(&self) -> bool {
+        true
+    }
 
     /// What opening found wrong, until `clear` repairs it. A damaged store has no offset.
     fn check(&self) -> Result<()>;

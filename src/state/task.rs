@@ -129,6 +129,11 @@ impl TaskState {
         self.epoch.bytes() + self.committed.bytes() + frozen
     }
 
+    /// Whether the next checkpoint writes anything.
+    pub fn is_behind(&self) -> bool {
+        self.memory_bytes() > 0 || !self.store.is_written()
+    }
+
     /// What the layers have taken from the machine.
     #[cfg(test)]
     pub(super) fn memory_reserved(&self) -> usize {
@@ -204,7 +209,7 @@ impl CheckpointWriter {
     pub fn write(&self) -> Result<CheckpointStats> {
         assert!(self.previous <= Some(self.offset), "a checkpoint never goes back in the log");
         let changes = self.changes.changes();
-        if !changes.is_empty() || self.previous != Some(self.offset) {
+        if !changes.is_empty() || self.previous != Some(self.offset) || !self.store.is_written() {
             self.store.apply(&changes, self.offset)?;
         }
         let bytes = changes.iter().map(|(key, value)| key.len() + value.map_or(0, <[u8]>::len)).sum();

@@ -14,7 +14,10 @@ use crate::engine::machine::{Machine, Running};
 use crate::engine::run::{Life, Shared};
 use crate::engine::{Progress, Result};
 use crate::log::LogError;
-use crate::state::{StateError, Store};
+use crate::state::{Allowance, DeferredStore, StateError, Store};
+
+/// Of state that waits in memory to be written.
+const DEFERRED_BYTES: usize = 2 << 10;
 
 type Work = Box<dyn FnOnce() + Send>;
 /// Work, and when its turn comes.
@@ -205,7 +208,9 @@ impl Machine for SimulatedMachine {
     }
 
     fn store(&self, task: &str) -> Result<Box<dyn Store>, StateError> {
-        Ok(Box::new(self.0.disk.open(&self.0, task)?))
+        // Some states find room in memory, others do not.
+        let store = self.0.disk.open(&self.0, task)?;
+        Ok(Box::new(DeferredStore::new(Box::new(store), &Allowance::new(DEFERRED_BYTES))))
     }
 
     fn instance(&self) -> &str {

@@ -2,6 +2,7 @@
 
 mod copies;
 mod crash;
+mod deferred;
 mod model;
 mod recovery;
 mod soak;

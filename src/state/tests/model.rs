@@ -9,7 +9,7 @@ use super::super::{CheckpointWriter, MemoryStore, StateDir, Store, TaskState};
 use super::Rows;
 
 #[derive(Clone, Debug)]
-enum Operation {
+pub enum Operation {
     /// A key that is not there is put as a new one.
     Put(Vec<u8>, Vec<u8>),
     Delete(Vec<u8>),
@@ -30,7 +30,7 @@ fn short_key() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(prop_oneof![Just(0_u8), Just(7), Just(255)], 0..4)
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
+pub fn operation() -> impl Strategy<Value = Operation> {
     let length = prop_oneof![9 => 0..20_usize, 1 => 3_990..9_000_usize];
     let value = (any::<u8>(), length).prop_map(|(byte, length)| vec![byte; length]);
     prop_oneof![
@@ -49,15 +49,16 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// Runs the operations; one that is not legal where it stands is skipped.
-fn run(operations: &[Operation], cache_bytes: usize, open: impl Fn() -> Box<dyn Store>) {
+/// Runs the operations on a store that opens with these rows at offset 0, or without any; an operation that is not
+/// legal where it stands is skipped.
+pub fn run(operations: &[Operation], cache_bytes: usize, opened: &Rows, open: impl Fn() -> Box<dyn Store>) {
     let start = || {
         let mut state = TaskState::new(open());
         state.set_cache_bytes(cache_bytes);
         state
     };
     let mut state = start();
-    let (mut durable, mut committed, mut epoch) = (Rows::new(), Rows::new(), Rows::new());
+    let (mut durable, mut committed, mut epoch) = (opened.clone(), opened.clone(), opened.clone());
     let mut epoch_is_empty = true;
     let mut offset = 0;
     // A checkpoint that was begun: its writer, what it writes, and whether it has been written.
@@ -163,7 +164,7 @@ proptest! {
         cache_bytes in prop_oneof![Just(0), Just(usize::MAX)],
     ) {
         let store = MemoryStore::new();
-        run(&operations, cache_bytes, || Box::new(store.clone()));
+        run(&operations, cache_bytes, &Rows::new(), || Box::new(store.clone()));
     }
 }
 
@@ -175,7 +176,7 @@ fn layers_over_sled_are_a_sorted_map() {
     let config = ProptestConfig { cases: 40, ..ProptestConfig::default() };
     proptest!(config, |(operations in prop::collection::vec(operation(), 0..80))| {
         let name = format!("task-{}", tasks.fetch_add(1, Ordering::Relaxed));
-        run(&operations, 0, || Box::new(dir.task(&name).unwrap()));
+        run(&operations, 0, &Rows::new(), || Box::new(dir.task(&name).unwrap()));
     });
 }
 
