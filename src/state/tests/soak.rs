@@ -6,8 +6,10 @@ use super::super::{StateDir, TaskState};
 use super::{key, value};
 
 const KEYS: u64 = 20_000;
-const CHANGES: u64 = 4_000;
 const CHECKPOINTS: u64 = 160;
+/// For longer runs by hand: as many keys, of which each checkpoint changes a fifth, and as many checkpoints.
+const KEYS_VARIABLE: &str = "HEADWATER_TEST_STATE_KEYS";
+const CHECKPOINTS_VARIABLE: &str = "HEADWATER_TEST_STATE_CHECKPOINTS";
 /// What the memory may gain over the second half: 80 times the changes of one checkpoint are some 40 MB.
 const MEMORY_NOISE: u64 = 8 << 20;
 /// Set in the process that this test starts for itself.
@@ -31,14 +33,21 @@ fn a_hundred_checkpoints_leave_the_disk_and_the_memory_flat() {
     eprint!("{err}");
 }
 
+#[allow(clippy::disallowed_methods, reason = "a longer run is asked for by the environment")]
+fn asked(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |number| number.parse().unwrap())
+}
+
 fn soak() {
+    let keys = asked(KEYS_VARIABLE, KEYS);
+    let checkpoints = asked(CHECKPOINTS_VARIABLE, CHECKPOINTS);
     let folder = tempfile::tempdir().unwrap();
     let dir = StateDir::open(folder.path()).unwrap();
     let mut state = TaskState::new(Box::new(dir.task("task").unwrap()));
     let (mut early, mut early_memory) = (0, 0);
-    for checkpoint in 0..CHECKPOINTS {
-        for change in 0..CHANGES {
-            let number = (checkpoint * 2_654_435_761 + change * 40_503) % KEYS;
+    for checkpoint in 0..checkpoints {
+        for change in 0..keys / 5 {
+            let number = (checkpoint * 2_654_435_761 + change * 40_503) % keys;
             state.put(&key(number), &value(number ^ checkpoint, 64));
         }
         // Values that lie in pieces, another key each time, and the one before it deleted.
@@ -46,8 +55,12 @@ fn soak() {
         state.delete(format!("long {}", checkpoint.wrapping_sub(1)).as_bytes());
         state.commit_epoch();
         state.checkpoint(checkpoint as i64).unwrap();
+        if checkpoint % (checkpoints / 20) == 0 {
+            let (disk, memory) = (disk_bytes(folder.path()), memory_bytes());
+            eprintln!("checkpoint {checkpoint}: disk {} MiB, memory {} MiB", disk >> 20, memory >> 20);
+        }
         // By now sled has filled the segments that it goes on to use in turn.
-        if checkpoint == CHECKPOINTS / 2 {
+        if checkpoint == checkpoints / 2 {
             (early, early_memory) = (disk_bytes(folder.path()), memory_bytes());
         }
     }
