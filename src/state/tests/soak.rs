@@ -7,8 +7,9 @@ use super::{key, value};
 
 const KEYS: u64 = 20_000;
 const CHECKPOINTS: u64 = 160;
-/// For longer runs by hand: as many keys, of which each checkpoint changes a fifth, and as many checkpoints.
+/// For longer runs by hand: as many keys a task, of which each checkpoint changes a fifth, as many tasks and checkpoints.
 const KEYS_VARIABLE: &str = "HEADWATER_TEST_STATE_KEYS";
+const TASKS_VARIABLE: &str = "HEADWATER_TEST_STATE_TASKS";
 const CHECKPOINTS_VARIABLE: &str = "HEADWATER_TEST_STATE_CHECKPOINTS";
 /// What the memory may gain over the second half: 80 times the changes of one checkpoint are some 40 MB.
 const MEMORY_NOISE: u64 = 8 << 20;
@@ -43,18 +44,16 @@ fn soak() {
     let checkpoints = asked(CHECKPOINTS_VARIABLE, CHECKPOINTS);
     let folder = tempfile::tempdir().unwrap();
     let dir = StateDir::open(folder.path()).unwrap();
-    let mut state = TaskState::new(Box::new(dir.task("task").unwrap()));
+    let tasks = 0..asked(TASKS_VARIABLE, 1);
+    let mut states: Vec<TaskState> =
+        tasks.map(|task| TaskState::new(Box::new(dir.task(&format!("task {task}")).unwrap()))).collect();
     let (mut early, mut early_memory) = (0, 0);
     for checkpoint in 0..checkpoints {
-        for change in 0..keys / 5 {
-            let number = (checkpoint * 2_654_435_761 + change * 40_503) % keys;
-            state.put(&key(number), &value(number ^ checkpoint, 64));
-        }
-        // Values that lie in pieces, another key each time, and the one before it deleted.
-        state.put(format!("long {checkpoint}").as_bytes(), &value(checkpoint, 50_000));
-        state.delete(format!("long {}", checkpoint.wrapping_sub(1)).as_bytes());
-        state.commit_epoch();
-        state.checkpoint(checkpoint as i64).unwrap();
+        std::thread::scope(|scope| {
+            for state in &mut states {
+                scope.spawn(|| step(state, keys, checkpoint));
+            }
+        });
         if checkpoint % (checkpoints / 20) == 0 {
             let (disk, memory) = (disk_bytes(folder.path()), memory_bytes());
             eprintln!("checkpoint {checkpoint}: disk {} MiB, memory {} MiB", disk >> 20, memory >> 20);
@@ -70,6 +69,27 @@ fn soak() {
     let late = disk_bytes(folder.path());
     eprintln!("disk half way: {early} bytes, at the end: {late} bytes");
     assert!(late <= early * 3 / 2, "the disk grew from {early} to {late} bytes");
+}
+
+/// Changes and a checkpoint of one task.
+fn step(state: &mut TaskState, keys: u64, checkpoint: u64) {
+    for change in 0..keys / 5 {
+        let number = (checkpoint * 2_654_435_761 + change * 40_503) % keys;
+        state.put(&key(number), &value(number ^ checkpoint, 64));
+    }
+    // Windows that are open while a checkpoint is taken, and closed when the next one is.
+    let window = |checkpoint: u64, number: u64| [&checkpoint.to_be_bytes(), &key(number)[..]].concat();
+    for number in 0..keys / 20 {
+        state.put_new(&window(checkpoint, number), &value(number, 64));
+        if checkpoint > 0 {
+            state.delete(&window(checkpoint - 1, number));
+        }
+    }
+    // Values that lie in pieces, another key each time, and the one before it deleted.
+    state.put(format!("long {checkpoint}").as_bytes(), &value(checkpoint, 50_000));
+    state.delete(format!("long {}", checkpoint.wrapping_sub(1)).as_bytes());
+    state.commit_epoch();
+    state.checkpoint(checkpoint as i64).unwrap();
 }
 
 fn disk_bytes(folder: &Path) -> u64 {
