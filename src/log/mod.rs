@@ -221,6 +221,12 @@ pub enum LogError {
     #[error("{partition} has no offset {offset}: it holds {start}..{end}")]
     OutOfRange { partition: TopicPartition, offset: i64, start: i64, end: i64 },
     #[error(
+        "{partition}: records from offset {offset} on are damaged, where the broker keeps them or on the way here: \
+         {detail}. Look at the broker's disk, or let another replica lead; `check.crcs: false` under `kafka` reads on \
+         as long as it makes any sense"
+    )]
+    Damaged { partition: TopicPartition, offset: i64, detail: String },
+    #[error(
         "{to}: a record of {bytes} bytes is larger than the topic takes; raise max.message.bytes: {detail}"
     )]
     TooLarge { to: TopicPartition, bytes: usize, detail: String },

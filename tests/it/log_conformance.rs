@@ -8,12 +8,15 @@ mod transactions;
 mod writing;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use headwater::broker::{Broker, Options};
 use headwater::log::kafka::{KafkaLog, KafkaOptions};
 use headwater::log::memory::MemoryLog;
-use headwater::log::{Event, Fence, Log, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec};
+use headwater::log::{
+    Event, Fence, Log, LogError, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec,
+};
 use headwater::record::{OwnedRecord, TopicPartition};
 use tempfile::TempDir;
 
@@ -128,6 +131,65 @@ fn an_unknown_property_is_named() {
     };
     let error = KafkaLog::connect(&options).err().expect("not a property").to_string();
     assert!(error.contains("no.such.thing"), "{error}");
+}
+
+/// What a broker's disk does not give back as it was written, librdkafka would skip.
+#[test]
+fn damaged_records_stop_a_reader_before_what_lies_behind_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
+    let options = KafkaOptions {
+        brokers: broker.address().to_string(),
+        properties: [("compression.type".to_owned(), "none".to_owned())].into(),
+        client_id: "damaged".into(),
+    };
+    let log = KafkaLog::connect(&options).unwrap();
+    let partition = topic(&log, "damaged", 1).remove(0);
+    let mut producer = log.producer().unwrap();
+    for text in ["first", "second", "third"] {
+        producer.produce(&partition, &[value(text)]).unwrap();
+        producer.flush(FLUSH).unwrap();
+    }
+    let damaged = damage(dir.path(), b"second");
+    assert_eq!(damaged, 1);
+
+    let mut reader = log.reader().unwrap();
+    reader.assign(&[(partition.clone(), 0)]).unwrap();
+    let mut read = Vec::new();
+    let error = until("the damage", || match reader.poll(POLL) {
+        Ok(events) => {
+            for event in events {
+                let Event::Run(run) = event else { panic!("it came to the end: {read:?}") };
+                read.extend((0..run.records.len()).map(|index| run.records.to_owned(index).value.unwrap()));
+            }
+            None
+        }
+        Err(error) => Some(error),
+    });
+    assert_eq!(read, [b"first".to_vec()]);
+    assert!(
+        matches!(&error, LogError::Damaged { partition: at, offset: 1, .. } if *at == partition),
+        "{error}"
+    );
+}
+
+/// Flips a bit of this text wherever a file below the folder has it; in how many files.
+fn damage(folder: &Path, text: &[u8]) -> usize {
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            files += damage(&entry, text);
+            continue;
+        }
+        let mut bytes = std::fs::read(&entry).unwrap();
+        if let Some(at) = bytes.windows(text.len()).position(|window| window == text) {
+            bytes[at] ^= 1;
+            std::fs::write(&entry, bytes).unwrap();
+            files += 1;
+        }
+    }
+    files
 }
 
 /// A new topic; its partitions.

@@ -140,6 +140,8 @@ fn consumer_configuration(options: &KafkaOptions, fixed: &[(&str, String)]) -> R
         // The default of a second stalls catching up whenever the local queue was full.
         ("fetch.queue.backoff.ms", "5"),
         ("receive.message.max.bytes", "1000000000"),
+        // Off by librdkafka's default. A broker does not look at what its disk gives it back.
+        ("check.crcs", "true"),
         ("topic.metadata.propagation.max.ms", "5000"),
     ];
     let mut all = vec![

@@ -3,7 +3,8 @@
 //! Invariant: a message below a partition's position, or of a partition that was not started, is dropped:
 //! after a seek or a rebalance librdkafka discards what it had fetched before, and where a message had been
 //! taken out already, this does.
-//! Invariant: an error never takes records with it: it is returned by the poll after theirs.
+//! Invariant: an error never takes records with it: it is returned by the poll after theirs. Of the partition that it
+//! is about, no record behind it is handed over.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -93,6 +94,7 @@ impl Consumer {
                 Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => batch.end(message),
                 _ => {
                     if let Some(error) = self.message_error(&message) {
+                        batch.stop(&message);
                         self.errors.push_back(error);
                     }
                 }
@@ -203,6 +205,12 @@ impl Consumer {
             | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
             | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION => {
                 Some(LogError::NoTopic { topic, brokers: self.client.brokers.clone() })
+            }
+            Code::RD_KAFKA_RESP_ERR__BAD_MSG | Code::RD_KAFKA_RESP_ERR__BAD_COMPRESSION => {
+                let partition = TopicPartition::new(topic, message.partition());
+                let position = self.positions.get(&partition).copied();
+                let offset = Some(message.offset()).filter(|&offset| offset >= 0);
+                position.map(|next| LogError::Damaged { partition, offset: offset.unwrap_or(next), detail: text })
             }
             Code::RD_KAFKA_RESP_ERR__FATAL => Some(self.fatal(&text)),
             code if topic.is_empty() => Some(self.client.error(code, "the consumer", &text)),
@@ -379,18 +387,30 @@ struct Part {
     messages: Vec<Message>,
     /// The end, if it was reached after the last message.
     end: Option<i64>,
+    /// There was an error after the last message.
+    stopped: bool,
 }
 
 impl Batch {
     fn add(&mut self, message: Message) {
         let part = self.part(&message);
-        part.end = None;
-        part.messages.push(message);
+        if !part.stopped {
+            part.end = None;
+            part.messages.push(message);
+        }
+    }
+
+    /// librdkafka goes on behind records that it can't read; who is told of the error must not have done so.
+    fn stop(&mut self, message: &Message) {
+        if message.partition() >= 0 {
+            self.part(message).stopped = true;
+        }
     }
 
     fn end(&mut self, message: Message) {
         let offset = message.offset();
-        self.part(&message).end = Some(offset);
+        let part = self.part(&message);
+        part.end = Some(offset).filter(|_| !part.stopped);
     }
 
     /// A fetch answers partition by partition, so the last part is nearly always the right one.
@@ -402,7 +422,13 @@ impl Batch {
                 // A topic may have several objects.
                 let partition = TopicPartition::new(message.topic(), number);
                 self.parts.iter().position(|part| part.partition == partition).unwrap_or_else(|| {
-                    self.parts.push(Part { handle, partition, messages: Vec::new(), end: None });
+                    self.parts.push(Part {
+                        handle,
+                        partition,
+                        messages: Vec::new(),
+                        end: None,
+                        stopped: false,
+                    });
                     self.parts.len() - 1
                 })
             });
