@@ -58,6 +58,7 @@ goldens!(
     distinct,
     extreme_times,
     first_last,
+    grouped,
     idle,
     late,
     log_time,

@@ -8,6 +8,7 @@ use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion_common::{DFSchema, DFSchemaRef, DataFusionError, Result};
 use datafusion_expr::expr_rewriter::NamePreserver;
 use datafusion_expr::simplify::SimplifyContext;
+use datafusion_expr::utils::grouping_set_to_exprlist;
 use datafusion_expr::{Expr, ExprSchemable, LogicalPlan, cast};
 use datafusion_optimizer::Analyzer;
 use datafusion_optimizer::simplify_expressions::ExprSimplifier;
@@ -338,9 +339,25 @@ impl Walk<'_> {
     ) -> std::result::Result<(String, Facts), SqlProblem> {
         let (name, facts) = self.node(&aggregate.input)?;
         let input = aggregate.input.schema();
-        let mut groups = Vec::with_capacity(aggregate.group_expr.len());
-        let mut edges = Vec::with_capacity(aggregate.group_expr.len());
-        for expr in &aggregate.group_expr {
+        // What is named twice is one column of the output.
+        let grouped =
+            grouping_set_to_exprlist(&aggregate.group_expr).map_err(|error| explain(&error, self.catalog))?;
+        let output = Arc::clone(aggregate.schema.inner());
+        if output.fields().len() != grouped.len() + aggregate.aggr_expr.len() {
+            return Err(self.cannot("this GROUP BY"));
+        }
+        let mut groups = Vec::with_capacity(grouped.len());
+        let mut edges = Vec::with_capacity(grouped.len());
+        for expr in grouped {
+            if expr.exists(|part| Ok(matches!(part, Expr::AggregateFunction(_)))).unwrap_or(true) {
+                return Err(self.problem(
+                    format!(
+                        "GROUP BY holds the aggregate {}, which is known only once rows are grouped",
+                        expr.schema_name()
+                    ),
+                    "aggregate in one view and group that one by the result",
+                ));
+            }
             let expr = self.simplify(expr, input)?;
             edges.push(column(&expr, input).and_then(|column| facts.window(column)));
             groups.push(expr);
@@ -359,7 +376,8 @@ impl Walk<'_> {
             .map(|expr| self.call(expr, input))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let edge_at = |wanted| edges.iter().position(|edge| edge.is_some_and(|edge| edge.edge == wanted));
-        let output = Arc::clone(aggregate.schema.inner());
+        // What is the same in all rows tells none apart.
+        let constant: Vec<bool> = groups.iter().map(is_constant).collect();
         let row_key = facts.derived.then(|| facts.key.iter().filter_map(|key| key.column).collect());
         self.steps.push(Step::Aggregate {
             input: Arc::clone(input),
@@ -372,7 +390,8 @@ impl Walk<'_> {
             row_key,
             output: Arc::clone(&output),
         });
-        let key = edges.iter().enumerate().map(|(column, edge)| KeyColumn {
+        let key = edges.iter().enumerate().filter(|(column, _)| !constant[*column]);
+        let key = key.map(|(column, edge)| KeyColumn {
             name: output.field(column).name().clone(),
             column: Some(column),
             window: edge.map(|edge| edge.edge),
@@ -447,6 +466,13 @@ fn column(expr: &Expr, input: &DFSchema) -> Option<usize> {
         Expr::Alias(alias) => column(&alias.expr, input),
         Expr::Column(name) => input.index_of_column(name).ok(),
         _ => None,
+    }
+}
+
+fn is_constant(expr: &Expr) -> bool {
+    match expr {
+        Expr::Alias(alias) => is_constant(&alias.expr),
+        expr => matches!(expr, Expr::Literal(..)),
     }
 }
 

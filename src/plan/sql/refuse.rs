@@ -139,6 +139,23 @@ impl Visitor for Found {
                 "group by the columns over a window: select window_start, … from tumble(…) group by window_start, …",
             );
         }
+        let (GroupByExpr::All(modifiers) | GroupByExpr::Expressions(_, modifiers)) = &select.group_by;
+        if !modifiers.is_empty() {
+            return no_grouping_sets(match &select.group_by {
+                GroupByExpr::Expressions(expressions, _) if !expressions.is_empty() => select.group_by.span(),
+                _ => select.select_token.0.span,
+            });
+        }
+        if let GroupByExpr::Expressions(expressions, _) = &select.group_by
+            && expressions.iter().any(|expr| matches!(expr, Expr::Tuple(parts) if parts.is_empty()))
+        {
+            let place = expressions.iter().map(Spanned::span).find(|place| *place != Span::empty());
+            return refuse(
+                place.unwrap_or(select.select_token.0.span),
+                "GROUP BY holds (), which groups by nothing",
+                "leave it out, and group by a window and the columns that tell its rows apart",
+            );
+        }
         if let GroupByExpr::Expressions(expressions, _) = &select.group_by
             && let Some(first) = expressions.first()
             && self.group_by == (0, 0)
@@ -248,9 +265,7 @@ impl Visitor for Found {
                 "a subquery in an expression is a join, and joins are not built yet",
                 "write the values out: origin in ('EWR', 'JFK')",
             ),
-            Expr::Rollup(_) | Expr::Cube(_) | Expr::GroupingSets(_) => {
-                refuse(expr.span(), "grouping sets are not built yet", "make one view for each grouping")
-            }
+            Expr::Rollup(_) | Expr::Cube(_) | Expr::GroupingSets(_) => no_grouping_sets(expr.span()),
             _ => ControlFlow::Continue(()),
         }
     }
@@ -313,6 +328,10 @@ fn check_function(function: &Function) -> ControlFlow<SqlProblem> {
         return check_aggregate(function, &name);
     }
     ControlFlow::Continue(())
+}
+
+fn no_grouping_sets(place: Span) -> ControlFlow<SqlProblem> {
+    refuse(place, "grouping sets are not built yet", "make one view for each grouping")
 }
 
 fn repeats(expr: &Expr) -> bool {

@@ -2,6 +2,7 @@
 
 mod compiled;
 mod fingerprints;
+mod grouped;
 mod nested;
 mod problems;
 

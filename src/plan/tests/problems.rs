@@ -109,6 +109,24 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
         ),
         ("no group by", view("    select count(*) as n from departures\n")),
         (
+            "group by nothing",
+            view(
+                "    select window_start, count(*) as n\n    from tumble(departures, sched_dep, interval '1 hour')\n    group by (), window_start\n",
+            ),
+        ),
+        (
+            "group by with rollup",
+            view(
+                "    select window_start, count(*) as n\n    from tumble(departures, sched_dep, interval '1 hour')\n    group by window_start with rollup\n",
+            ),
+        ),
+        (
+            "group by an aggregate",
+            view(
+                "    select window_start, count(*) as n\n    from tumble(departures, sched_dep, interval '1 hour')\n    group by window_start, n\n",
+            ),
+        ),
+        (
             "order in an aggregate",
             view(
                 "    select window_start, first_value(carrier order by origin) as n\n    from tumble(departures, sched_dep, interval '1 hour') group by window_start\n",
