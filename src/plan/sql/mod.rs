@@ -9,6 +9,7 @@ mod calendar;
 mod chain;
 mod context;
 mod depth;
+mod dialect;
 mod refuse;
 mod tumble;
 
@@ -32,6 +33,7 @@ use datafusion_sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan, Tokenizer
 pub(super) use chain::{Edge, Facts, KeyColumn, Step, columns};
 pub(super) use refuse::COLUMNS_MAX;
 
+use self::dialect::Bounded;
 use super::error::{nearest, suggest};
 
 /// What is wrong with a piece of SQL, by its own lines and columns, from 1; 0, 0 when the place is not known.
@@ -82,8 +84,10 @@ pub(super) struct View {
 }
 
 pub(super) fn parse(sql: &str) -> Result<Query, SqlProblem> {
-    let mut parser = parser(sql)?;
-    let mut statement = parser.parse_statement().map_err(syntax)?;
+    let tokens = tokens(sql)?;
+    let dialect = Bounded::new(tokens.len());
+    let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens);
+    let mut statement = parser.parse_statement().map_err(|error| syntax(error, &dialect))?;
     while parser.consume_token(&Token::SemiColon) {}
     let rest = parser.peek_token();
     if rest.token != Token::EOF {
@@ -115,8 +119,10 @@ pub(super) fn predicate(
     name: &str,
     relation: &Relation,
 ) -> Result<(Expr, Arc<dyn PhysicalExpr>), SqlProblem> {
-    let mut parser = parser(text)?;
-    let mut parsed = parser.parse_expr().map_err(syntax)?;
+    let tokens = tokens(text)?;
+    let dialect = Bounded::new(tokens.len());
+    let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens);
+    let mut parsed = parser.parse_expr().map_err(|error| syntax(error, &dialect))?;
     let rest = parser.peek_token();
     if rest.token != Token::EOF {
         return Err(SqlProblem::at(
@@ -164,7 +170,7 @@ fn options() -> ParserOptions {
 }
 
 /// Reads tokens, without the word TABLE in `tumble(TABLE departures, …)`, which the parser does not know.
-fn parser(sql: &str) -> Result<Parser<'static>, SqlProblem> {
+fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>, SqlProblem> {
     let tokens =
         Tokenizer::new(&GenericDialect {}, sql).tokenize_with_location().map_err(|error| SqlProblem {
             line: error.location.line,
@@ -185,7 +191,7 @@ fn parser(sql: &str) -> Result<Parser<'static>, SqlProblem> {
         }
     }
     depth::check(&kept)?;
-    Ok(Parser::new(&GenericDialect {}).with_tokens_with_locations(kept))
+    Ok(kept)
 }
 
 /// Makes `substring(x from 1 for 2)` the call `substr(x, 1, 2)`, which is how the planner resolves it.
@@ -220,10 +226,19 @@ impl ast::VisitorMut for Substrings {
 }
 
 /// The parser tells the place in its text only: "… at Line: 1, Column: 8".
-fn syntax(error: ParserError) -> SqlProblem {
+fn syntax(error: ParserError, dialect: &Bounded) -> SqlProblem {
     let text = match error {
         ParserError::TokenizerError(text) | ParserError::ParserError(text) => text,
-        ParserError::RecursionLimitExceeded => "the SQL is nested too deeply".to_string(),
+        ParserError::RecursionLimitExceeded => {
+            let (line, column) = dialect.furthest();
+            let message = "the SQL does not parse: what stands here is within too much else";
+            return SqlProblem {
+                line,
+                column,
+                message: message.to_string(),
+                help: Some(depth::HELP.to_string()),
+            };
+        }
     };
     let place = text.rsplit_once(" at Line: ").and_then(|(message, place)| {
         let (line, column) = place.split_once(", Column: ")?;
