@@ -1,5 +1,6 @@
 //! What can't run as a stream, found in the parsed SQL, where places are known.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use datafusion_sql::sqlparser::ast::{
@@ -16,6 +17,9 @@ use super::{SqlProblem, nearest_function};
 /// Planning looks names up one by one.
 pub(in crate::plan) const COLUMNS_MAX: usize = 2_000;
 
+/// Planning copies what is known of the tables before for each that WITH defines.
+const WITH_MAX: usize = 256;
+
 /// What one row's text may be made to: a record that asks for more would take the memory of all.
 const LENGTH_MAX: usize = 1_000;
 
@@ -25,7 +29,7 @@ pub(super) struct Found {
     /// The tables that are named, but for those that a WITH defines.
     pub reads: Vec<(String, u64, u64)>,
     pub group_by: (u64, u64),
-    with: Vec<String>,
+    with: BTreeSet<String>,
     /// Expressions that the one at hand is in.
     levels: usize,
     /// Calls of `repeat` that it is in.
@@ -89,6 +93,13 @@ impl Visitor for Found {
                     with.span(),
                     "a recursive WITH can't run as a stream",
                     "write each step as a view of its own",
+                );
+            }
+            if self.with.len() + with.cte_tables.len() > WITH_MAX {
+                return refuse(
+                    with.span(),
+                    format!("WITH defines more than {WITH_MAX} tables"),
+                    "make them views of their own",
                 );
             }
             self.with.extend(with.cte_tables.iter().map(|table| table.alias.name.value.to_lowercase()));

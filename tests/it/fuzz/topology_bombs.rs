@@ -65,6 +65,39 @@ pub fn all() -> Vec<Vec<u8>> {
     all.push(at_most);
     all.push(with(&"cast(".repeat(300)));
     all.push(with(&"substring(abs(array[".repeat(100)));
+    // Where one syntax does not fit, the parser tries another with all that is in it.
+    for open in [
+        "interval tumble(s, t, ",
+        "interval ",
+        "cast(interval ",
+        "not (",
+        "case (",
+        "trim(",
+        "extract(",
+        "struct(",
+        "match(",
+        "exists (",
+        "array(",
+        "map {'a': ",
+        "{fn abs(",
+        "a in ((",
+        "(a, b) -> (",
+        "f(a := ",
+        "a in ((select a from s where ",
+        "(select a from s where a in ((",
+        "count(*) filter (where ",
+        "decimal(",
+    ] {
+        all.extend([10, 20, 40, 400].map(|times| with(&open.repeat(times))));
+    }
+    for open in
+        ["(", "((select * from ", "((select a from s where a in ", "(select * from s join (", "x, (values ("]
+    {
+        all.extend([10, 20, 40, 400].map(|times| file(&["select a from ", &open.repeat(times)].concat())));
+    }
+    for open in ["with x (", "with x as (", "with x ((", "explain ", "(", "from ("] {
+        all.extend([10, 20, 40, 400].map(|times| file(&open.repeat(times))));
+    }
     for times in [40, 300, 5_000, 20_000] {
         all.push(with(&nested("(", "a", ")", times)));
         all.push(with(&["a", &" + a".repeat(times)].concat()));
@@ -98,7 +131,7 @@ pub fn all() -> Vec<Vec<u8>> {
         all.push(file(
             &[
                 "with ".to_owned(),
-                many(|at| format!("x{at} as (select 1)"), times, ", "),
+                many(|at| format!("x{at} as (select a from s)"), times, ", "),
                 " select a from s".into(),
             ]
             .concat(),
