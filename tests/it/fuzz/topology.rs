@@ -249,8 +249,12 @@ impl Target for Topology {
     }
 
     fn bytes_max(&self, input: &[u8]) -> usize {
-        // A word of SQL becomes an expression, which DataFusion copies at each of its steps. A regular expression may
-        // be of 10 MiB, and is compiled in several forms.
-        (64 << 20) + 4_096 * input.len()
+        // An argument of two bytes becomes an expression of DataFusion's, several copies of which are alive while it is
+        // planned: 1,600 bytes for each byte of a file that is all arguments, less for any other.
+        let of_words = (1 << 20) + 2_048 * input.len();
+        // A regular expression may take 10 MiB, and is compiled in several forms: 27 MB for a short one.
+        let text = String::from_utf8_lossy(input).to_lowercase();
+        let has_patterns = ["regexp", "similar", "like", "~"].iter().any(|word| text.contains(word));
+        of_words + if has_patterns { 32 << 20 } else { 0 }
     }
 }
