@@ -155,6 +155,22 @@ fn no_record_and_no_file_can_ask_for_a_text_of_any_length() {
 }
 
 #[test]
+fn with_defines_so_many_tables() {
+    let with = |tables: usize| {
+        let tables: Vec<_> =
+            (0..tables).map(|at| format!("t{at} as (select carrier from departures)")).collect();
+        let sql = format!("with {} select carrier from t0", tables.join(", "));
+        flights_with(&[(
+            "sinks:\n  hourly_delay:\n",
+            &format!("  probe: {sql}\nsinks:\n  probe: {{topic: {{name: probe}}}}\n  hourly_delay:\n"),
+        )])
+    };
+    planned(&with(256));
+    let error = parse(&with(257), "flights.yaml").unwrap_err();
+    assert_eq!(error.problems()[0].message, "WITH defines more than 256 tables");
+}
+
+#[test]
 fn the_deepest_expression_that_is_planned_is_evaluated_and_deeper_ones_are_refused() {
     let sum = |levels: usize| format!("dep_delay{}", " + dep_delay".repeat(levels - 1));
     // On a test's stack, which is an ordinary thread's.
