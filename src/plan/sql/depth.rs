@@ -4,6 +4,7 @@
 //! Invariant: no SQL that is parsed is deeper than [`LEVELS_TO_PARSE`], and none that is planned than [`LEVELS_MAX`];
 //! `plan::parse` has a stack for the former, every thread that evaluates for the latter.
 
+use datafusion_sql::sqlparser::keywords::Keyword;
 use datafusion_sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan};
 
 use super::SqlProblem;
@@ -12,6 +13,8 @@ use super::SqlProblem;
 pub(super) const LEVELS_MAX: usize = 256;
 /// By the words between two commas, of which each level needs one at least.
 const LEVELS_TO_PARSE: usize = 10_000;
+/// An INTERVAL of an INTERVAL is the one thing that the parser goes down without a bound, on more stack than for others.
+const INTERVAL_WORDS: usize = 20;
 
 pub(super) const HELP: &str =
     "write a list, as in x in (1, 2, 3), or a column with a part of it in a view of its own";
@@ -24,7 +27,7 @@ pub(super) fn too_deep(place: Span) -> SqlProblem {
 pub(super) fn check(tokens: &[TokenWithSpan]) -> Result<(), SqlProblem> {
     // By bracket: the words since the last comma.
     let mut open: Vec<usize> = Vec::new();
-    let (mut here, mut outside) = (0, 0);
+    let (mut here, mut outside, mut counted_as) = (0, 0, String::new());
     for token in tokens {
         match &token.token {
             Token::Whitespace(_) => continue,
@@ -39,10 +42,15 @@ pub(super) fn check(tokens: &[TokenWithSpan]) -> Result<(), SqlProblem> {
                 outside -= here;
                 here += 1;
             }
+            Token::Word(word) if word.keyword == Keyword::INTERVAL => {
+                here += INTERVAL_WORDS;
+                counted_as = format!(", of which INTERVAL counts as {INTERVAL_WORDS}");
+            }
             _ => here += 1,
         }
         if outside + here > LEVELS_TO_PARSE {
-            let message = format!("more than {LEVELS_TO_PARSE} words without a comma between them");
+            let message =
+                format!("more than {LEVELS_TO_PARSE} words without a comma between them{counted_as}");
             return Err(SqlProblem::at(token.span, message, HELP));
         }
     }

@@ -185,6 +185,10 @@ fn the_deepest_expression_that_is_planned_is_evaluated_and_deeper_ones_are_refus
         assert_eq!(refused(&format!("{} > 1", sum(levels))), "an expression of more than 256 levels");
     }
     assert_eq!(refused(&any(100_000)), "more than 10000 words without a comma between them");
+    assert_eq!(
+        refused(&"interval ".repeat(5_000)),
+        "more than 10000 words without a comma between them, of which INTERVAL counts as 20"
+    );
     let casts =
         |levels: usize| format!("{}dep_delay{} > 1", "cast(".repeat(levels), " as double)".repeat(levels));
     planned(&flights_with(&[("expect: dep_delay is not null", &format!("expect: {}", casts(40)))]));
@@ -197,7 +201,7 @@ fn the_deepest_expression_that_is_planned_is_evaluated_and_deeper_ones_are_refus
         ["cast(", "substring(", "abs(interval ", "interval interval ", "array[cast(", "(dep_delay in (cast("]
     {
         does_not_parse(&open.repeat(20));
-        does_not_parse(&open.repeat(400));
+        does_not_parse(&open.repeat(200));
     }
     let within = "the SQL does not parse: what stands here is within too much else";
     assert_eq!(refused(&casts(60)), within);

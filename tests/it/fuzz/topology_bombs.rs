@@ -69,6 +69,9 @@ pub fn all() -> Vec<Vec<u8>> {
     for open in [
         "interval tumble(s, t, ",
         "interval ",
+        "interval day ",
+        "interval second(3) ",
+        "interval (",
         "cast(interval ",
         "not (",
         "case (",
@@ -88,7 +91,7 @@ pub fn all() -> Vec<Vec<u8>> {
         "count(*) filter (where ",
         "decimal(",
     ] {
-        all.extend([10, 20, 40, 400].map(|times| with(&open.repeat(times))));
+        all.extend([10, 20, 40, 450, 5_000].map(|times| with(&open.repeat(times))));
     }
     for open in
         ["(", "((select * from ", "((select a from s where a in ", "(select * from s join (", "x, (values ("]
