@@ -100,7 +100,7 @@ impl SourceFile<'_> {
     ) -> Problem {
         let Place { line, column } = place.into();
         let source_line = match line.checked_sub(1) {
-            Some(index) => self.text.lines().nth(index).unwrap_or_default(),
+            Some(index) => lines(self.text).nth(index).unwrap_or_default(),
             None => "",
         };
         let column = column.clamp(1, source_line.chars().count() + 1);
@@ -166,8 +166,7 @@ impl SourceFile<'_> {
 
     /// The file's characters with their places, from a place on.
     fn after(&self, start: Place) -> Vec<(Place, char)> {
-        self.text
-            .lines()
+        lines(self.text)
             .enumerate()
             .skip(start.line.saturating_sub(1))
             .flat_map(|(index, text)| {
@@ -180,6 +179,11 @@ impl SourceFile<'_> {
             })
             .collect()
     }
+}
+
+/// The lines of a file as YAML counts them: a carriage return alone ends one, too.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
 /// Without its middle, if it is long.

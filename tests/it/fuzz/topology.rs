@@ -223,6 +223,8 @@ impl Target for Topology {
             }
             Err(error) => {
                 assert!(!error.problems().is_empty(), "an error without a problem");
+                // As YAML counts them: a carriage return alone ends a line, too.
+                let text = text.replace("\r\n", "\n").replace('\r', "\n");
                 let lines: Vec<usize> = text.lines().map(|line| line.chars().count()).collect();
                 for problem in error.problems() {
                     // The end of the file is behind its last line.
