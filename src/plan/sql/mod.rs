@@ -288,7 +288,9 @@ fn explain(error: &DataFusionError, catalog: &Catalog) -> SqlProblem {
         problem.message = diagnostic.message.clone();
         let notes: Vec<&str> = diagnostic.notes.iter().map(|note| note.message.as_str()).collect();
         let notes = (!notes.is_empty()).then(|| notes.join("; "));
-        problem.help = diagnostic.helps.first().map(|help| help.message.clone()).or(notes);
+        // The planner knows an aggregate that is not built here.
+        let helps = diagnostic.helps.first().map(|help| help.message.replace("ANY_VALUE(", "max("));
+        problem.help = helps.or(notes);
         return problem;
     }
     let text = error.find_root().strip_backtrace();

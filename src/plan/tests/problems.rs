@@ -149,6 +149,12 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
             view("    select origin from departures where origin in (select dest from departures)\n"),
         ),
         (
+            "neither grouped by nor aggregated",
+            view(
+                "    select window_start, origin, count(*) as n from tumble(departures, sched_dep, interval '1 hour') group by window_start\n",
+            ),
+        ),
+        (
             "subquery in tumble",
             view(
                 "    select window_start, count(*) as n from tumble((select * from departures), sched_dep, interval '1 hour') group by window_start\n",
