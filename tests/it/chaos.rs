@@ -294,9 +294,8 @@ impl Scene {
         counters(&*self.log, &format!("headwater.{}", self.stormy), &self.source).read
     }
 
-    /// Waits until something more is committed.
-    fn await_progress(&mut self) {
-        let before = self.read();
+    /// Waits until more than this is committed: what was before the records came that it waits for.
+    fn await_more_than(&mut self, before: u64) {
         within(SETTLE_MAX, "a commit", || {
             self.pass(Duration::from_millis(100));
             (self.read() > before).then_some(())
@@ -411,8 +410,9 @@ impl Scene {
             if self.untrimmed().is_empty() {
                 return;
             }
+            let before = self.read();
             feed.allow(from + (records - from) * part / TRIMMING_PARTS);
-            self.await_progress();
+            self.await_more_than(before);
             self.pass(CHECKPOINT_INTERVAL);
         }
     }
@@ -473,11 +473,12 @@ fn survives(storm: &Storm) {
     scene.start(0);
     scene.start(1);
     feed.allow(records / 20);
-    scene.await_progress();
+    scene.await_more_than(0);
     for (number, &blow) in blows.iter().enumerate() {
+        let before = scene.read();
         feed.allow(records / 20 + records * 17 / 20 * (number + 1) / blows.len());
         if number % 2 == 1 {
-            scene.await_progress();
+            scene.await_more_than(before);
         }
         let pause = scene.random(2_500);
         scene.pass(pause);
@@ -486,9 +487,10 @@ fn survives(storm: &Storm) {
     }
     scene.say("quiet; waiting for the exchanges to be trimmed");
     scene.await_trimming(&feed, records * 9 / 10, records * 19 / 20);
+    let before = scene.read();
     feed.finish(records);
     scene.say("all records are there");
-    scene.await_progress();
+    scene.await_more_than(before);
     for machine in 0..MACHINES {
         if scene.running[machine].is_some() {
             scene.stop(machine);
