@@ -11,7 +11,8 @@ const CHECKPOINTS: u64 = 160;
 const KEYS_VARIABLE: &str = "HEADWATER_TEST_STATE_KEYS";
 const TASKS_VARIABLE: &str = "HEADWATER_TEST_STATE_TASKS";
 const CHECKPOINTS_VARIABLE: &str = "HEADWATER_TEST_STATE_CHECKPOINTS";
-/// What the memory may gain over the second half: 80 times the changes of one checkpoint are some 40 MB.
+/// What the memory may gain over the second half: 80 times the changes of one checkpoint are some 40 MB. Of a larger
+/// state it is a tenth of all, where what every checkpoint left behind would be many times as much.
 const MEMORY_NOISE: u64 = 8 << 20;
 /// Set in the process that this test starts for itself.
 const ALONE: &str = "HEADWATER_SOAK_ALONE";
@@ -67,7 +68,8 @@ fn soak() {
     }
     let memory = memory_bytes();
     eprintln!("memory half way: {early_memory} bytes, at the end: {memory} bytes");
-    assert!(memory <= early_memory + MEMORY_NOISE, "the memory grew from {early_memory} to {memory} bytes");
+    let noise = MEMORY_NOISE.max(early_memory / 10);
+    assert!(memory <= early_memory + noise, "the memory grew from {early_memory} to {memory} bytes");
     let late = disk_bytes(folder.path());
     eprintln!("disk half way: {early} bytes, at the end: {late} bytes");
     assert!(late <= early * 3 / 2, "the disk grew from {early} to {late} bytes");
