@@ -164,8 +164,9 @@ impl Store for DeferredStore {
                 }
             }
         };
-        // Where this fails half way, the rows are still in memory and are filled in again next time.
-        if let Some(rows) = &loaded {
+        // Where this fails half way, the rows are still in memory and are filled in again next time; unless the step was
+        // done all the same, and what it changed must not be undone.
+        if let Some(rows) = loaded.filter(|_| self.inner.offset().is_none()) {
             self.inner.fill(&rows.layer.changes())?;
         }
         self.inner.apply(changes, offset)?;

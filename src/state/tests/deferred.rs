@@ -102,10 +102,18 @@ fn what_finds_no_room_in_memory_is_written_at_once() {
     assert!(!first.is_written());
 }
 
-/// Refuses what it is filled with, as a disk does that is full.
+/// Refuses what it is filled with, as a disk does that is full, or fails once a step is done.
 struct Full {
     inner: MemoryStore,
     is_full: Arc<AtomicBool>,
+    fails_at_last: Arc<AtomicBool>,
+}
+
+impl Full {
+    fn new(inner: &MemoryStore, is_full: bool, fails_at_last: bool) -> Self {
+        let flag = |value| Arc::new(AtomicBool::new(value));
+        Self { inner: inner.clone(), is_full: flag(is_full), fails_at_last: flag(fails_at_last) }
+    }
 }
 
 impl Store for Full {
@@ -116,7 +124,9 @@ impl Store for Full {
         self.inner.scan(from, to, visit)
     }
     fn apply(&self, changes: &[Change<'_>], offset: i64) -> Result<()> {
-        self.inner.apply(changes, offset)
+        self.inner.apply(changes, offset)?;
+        let fails = self.fails_at_last.swap(false, Ordering::Relaxed);
+        if fails { Err(StateError::Unreachable("the disk is gone".into())) } else { Ok(()) }
     }
     fn offset(&self) -> Option<i64> {
         self.inner.offset()
@@ -140,8 +150,9 @@ impl Store for Full {
 
 #[test]
 fn a_first_step_that_fails_half_way_is_done_again_whole() {
-    let (inner, is_full) = (MemoryStore::new(), Arc::new(AtomicBool::new(true)));
-    let full = Full { inner: inner.clone(), is_full: Arc::clone(&is_full) };
+    let inner = MemoryStore::new();
+    let full = Full::new(&inner, true, false);
+    let is_full = Arc::clone(&full.is_full);
     let store = DeferredStore::new(Box::new(full), &Allowance::new(PLENTY));
     let mut expected = load(&store);
     store.apply(&[(&[8], Some(b"8"))], 5).unwrap_err();
@@ -150,6 +161,23 @@ fn a_first_step_that_fails_half_way_is_done_again_whole() {
     store.apply(&[(&[8], Some(b"8"))], 5).unwrap();
     expected.insert(vec![8], b"8".to_vec());
     assert_eq!((inner.offset(), rows(&inner), rows(&store)), (Some(5), expected.clone(), expected));
+}
+
+#[test]
+fn a_first_step_that_was_done_though_it_failed_is_not_undone() {
+    let inner = MemoryStore::new();
+    let full = Full::new(&inner, false, true);
+    let is_full = Arc::clone(&full.is_full);
+    let store = DeferredStore::new(Box::new(full), &Allowance::new(PLENTY));
+    load(&store);
+    store.apply(&[(&[7], Some(b"newer"))], 5).unwrap_err();
+    let done = rows(&inner);
+    assert_eq!((inner.offset(), done[&[7][..]].as_slice()), (Some(5), &b"newer"[..]));
+    // What is filled in once more would be seen.
+    is_full.store(true, Ordering::Relaxed);
+    store.apply(&[(&[7], Some(b"newest"))], 6).unwrap();
+    assert_eq!((inner.offset(), rows(&inner)[&[7][..]].as_slice()), (Some(6), &b"newest"[..]));
+    assert!(store.is_written());
 }
 
 #[test]
