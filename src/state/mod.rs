@@ -2,8 +2,9 @@
 //!
 //! A task's state is a fold over one log partition, so a store only has to remember one consistent point of
 //! that fold: the changes up to offset S, all of them or none. [`Store`] is that contract; `memory` and `sled`
-//! keep it, and [`DeferredStore`] keeps it over another one that it fills later. [`TaskState`] is what operators see. [`Checkpoints`] holds copies in an object store, and
-//! [`recover`] decides which checkpoint a task that is new on this machine starts from.
+//! keep it, and [`DeferredStore`] keeps it over another one that it fills later. [`TaskState`] is what operators
+//! see. [`Checkpoints`] holds copies in an object store, and [`recover`] decides which checkpoint a task that is
+//! new on this machine starts from.
 //!
 //! ```text
 //! operators ── get/put/scan ──► TaskState: this epoch │ committed since S │ being written │ Store at S
