@@ -5,7 +5,7 @@
 //! beside it, or `"base64"` where they are not UTF-8 either.
 //!
 //! Invariant: what is printed and produced again has the same key, value and headers, byte for byte, but for
-//! line breaks inside a JSON value, which are taken out.
+//! line breaks in and around a JSON value, which are taken out.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -82,14 +82,20 @@ fn value_json(value: Option<&[u8]>) -> (Option<Box<RawValue>>, Option<&'static s
     let Some(bytes) = value else { return (None, None) };
     match std::str::from_utf8(bytes) {
         // A JSON null is not a tombstone.
-        Ok(text) if text.trim() != "null" && one_line(text).is_some() => (one_line(text), None),
-        Ok(text) => (string(text), Some("text")),
+        Ok(text) => match one_line(text).filter(|json| json.get() != "null") {
+            Some(json) => (Some(json), None),
+            None => (string(text), Some("text")),
+        },
         Err(_) => (string(&BASE64.encode(bytes)), Some("base64")),
     }
 }
 
-/// `text` as raw JSON on one line, or `None` if it is not JSON.
+/// `text` as raw JSON on one line, or `None` if it is not JSON, or has white space around it, which would be lost.
 fn one_line(text: &str) -> Option<Box<RawValue>> {
+    let text = text.trim_matches(['\n', '\r']);
+    if text.trim() != text {
+        return None;
+    }
     if text.contains(['\n', '\r']) {
         let value: Value = serde_json::from_str(text).ok()?;
         return serde_json::value::to_raw_value(&value).ok();
@@ -230,6 +236,20 @@ mod tests {
             line,
             r#"{"topic":"flights","partition":0,"offset":7,"timestamp":1357000000123,"key":{"origin":"EWR"},"value":{"delay": 2.50},"headers":[{"name":"headwater.op","value":"retract"}]}"#
         );
+    }
+
+    #[test]
+    fn white_space_around_json_is_kept() {
+        for value in ["0\t", " {}", "{}\n ", "null ", "\u{a0}1"] {
+            let record = OwnedRecord {
+                key: Some(b"[] ".to_vec()),
+                value: Some(value.as_bytes().to_vec()),
+                ..OwnedRecord::default()
+            };
+            assert_eq!(again(&record), record, "{value:?}");
+        }
+        let line = OwnedRecord { value: Some(b"{\"a\": 1}\r\n".to_vec()), ..OwnedRecord::default() };
+        assert_eq!(again(&line).value.as_deref(), Some(&b"{\"a\": 1}"[..]), "but for line breaks");
     }
 
     #[test]
