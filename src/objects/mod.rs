@@ -235,16 +235,20 @@ impl Objects {
         }
     }
 
-    /// Creates an object in one step; false if there is another one already.
+    /// Creates an object in one step; false if there is another one already, or was a moment ago.
     pub fn create(&self, path: &ObjectPath, content: PutPayload) -> Result<bool> {
         let put = self.store.put_opts(path, content.clone(), PutMode::Create.into());
         match self.wait(put) {
             Ok(_) => Ok(true),
             // An answer that was lost: what is there may be what was sent.
             Err(ObjectError::AlreadyExists(_)) if self.remote.is_some() => {
-                let there = self.wait(async { self.store.get(path).await?.bytes().await })?;
-                Ok(content.iter().map(|part| part.len()).sum::<usize>() == there.len()
-                    && content.iter().flatten().eq(there.iter()))
+                match self.wait(async { self.store.get(path).await?.bytes().await }) {
+                    Ok(there) => Ok(content.iter().map(|part| part.len()).sum::<usize>() == there.len()
+                        && content.iter().flatten().eq(there.iter())),
+                    // Who created it has deleted it since.
+                    Err(ObjectError::NotFound(_)) => Ok(false),
+                    Err(error) => Err(error),
+                }
             }
             Err(ObjectError::AlreadyExists(_)) => Ok(false),
             Err(error) => Err(error),
