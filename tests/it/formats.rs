@@ -75,9 +75,12 @@ fn an_entry_of_a_redrive_of_another_format() {
 fn an_exchange_of_another_format() {
     let outcome = run_after(|project, _| {
         // The first byte is the format.
-        put(project, EXCHANGE, &json!({"partition": 1, "value": "AgAA", "encoding": "base64"}));
+        put(project, EXCHANGE, &json!({"partition": 1, "value": "AwAA", "encoding": "base64"}));
     });
-    assert_refused(&outcome, &[EXCHANGE, "/1 at offset ", "it has format version 2, this program reads 1"]);
+    assert_refused(
+        &outcome,
+        &[EXCHANGE, "/1 at offset ", "it has format version 3, this program reads 1 and 2"],
+    );
 }
 
 /// Makes the copies of checkpoints at offsets that `keep` says ones of format 3, whole by their checksums, and

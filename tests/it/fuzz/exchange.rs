@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit, i256};
+use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use headwater::engine::EngineError;
 use headwater::engine::exchange::{Body, Decoder, Encoder};
 use headwater::record::Origin;
@@ -106,6 +107,36 @@ fn column(field: &Field, count: usize, random: &mut SmallRng) -> Arc<dyn Array> 
     }
 }
 
+/// How the columns lie in messages of format 1.
+#[derive(Clone, Copy)]
+enum Older {
+    Plain,
+    Compressed,
+}
+
+impl Older {
+    const ALL: [Self; 2] = [Self::Plain, Self::Compressed];
+
+    fn message(self, encoder: &Encoder, rows: &RecordBatch) -> Vec<u8> {
+        let compression = match self {
+            Self::Plain => None,
+            Self::Compressed => Some(arrow_ipc::CompressionType::LZ4_FRAME),
+        };
+        let options = IpcWriteOptions::default().try_with_compression(compression).unwrap();
+        let (_, encoded) = IpcDataGenerator::default()
+            .encode(rows, &mut DictionaryTracker::new(false), &options, &mut IpcWriteContext::default())
+            .unwrap();
+        // The head is that of any other message.
+        let mut message = encoder.watermark(0);
+        message.truncate(message.len() - size_of::<i64>());
+        message[..2].copy_from_slice(&[1, 0]);
+        message.extend((encoded.ipc_message.len() as u32).to_le_bytes());
+        message.extend(encoded.ipc_message);
+        message.extend(encoded.arrow_data);
+        message
+    }
+}
+
 impl Exchange {
     pub fn new() -> Self {
         let schemas = schemas();
@@ -119,6 +150,7 @@ impl Exchange {
             for count in [0, 1, 9, 300, 20_000] {
                 let rows = rows(schema, count, &mut random);
                 encoder.rows(&rows, &mut encoded).unwrap();
+                encoded.extend(Older::ALL.map(|format| format.message(&encoder, &rows)));
             }
             encoded.retain(|message| message.len() < 60 << 10);
             messages.extend(encoded.into_iter().map(|message| (number as u8, message)));
