@@ -1,12 +1,15 @@
-//! From groups' keys to group numbers: a hash table over bytes, without an allocation per row.
+//! From groups' keys to group numbers, without an allocation per row.
 //!
-//! A row costs a place in memory that is not in the nearest cache, so the table holds what tells keys apart itself.
+//! Integers that lie close together are their own place in a table (`dense.rs`). All other keys go through a hash
+//! table over their bytes: there a row costs a place in memory that is not in the nearest cache, so the table holds
+//! what tells keys apart itself.
 //!
 //! Invariant: numbers are given from 0 in the order in which keys are first seen.
 
 use std::hash::{BuildHasher, Hasher};
 
-use arrow::array::{ArrayRef, AsArray};
+use arrow::array::{ArrayRef, AsArray, UInt32Array};
+use arrow::compute::take;
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::row::{RowConverter, Rows, SortField};
 use foldhash::fast::FixedState;
@@ -14,6 +17,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use super::super::{AggregateSpec, Result};
+use super::dense::Dense;
 use super::other_groups;
 use crate::record::Micros;
 
@@ -21,6 +25,9 @@ pub(super) struct Keys {
     converter: RowConverter,
     /// The rows of the batch at hand.
     rows: Rows,
+    dense: Dense,
+    /// Whether `dense` can't have all keys since the last clearing, and `table` has them.
+    is_hashed: bool,
     table: HashTable<Slot>,
     bytes: Vec<u8>,
     /// Where each group's key ends in `bytes`.
@@ -37,6 +44,8 @@ impl Keys {
         Ok(Self {
             converter,
             rows,
+            dense: Dense::default(),
+            is_hashed: false,
             table: HashTable::new(),
             bytes: Vec::new(),
             key_ends: Vec::new(),
@@ -50,10 +59,16 @@ impl Keys {
 
     /// Sets `groups` to the group number of each row of the key columns.
     pub(super) fn number(&mut self, columns: &[ArrayRef], groups: &mut Vec<u32>) -> Result<()> {
+        groups.clear();
+        if !self.is_hashed {
+            if self.dense.place(columns, self.len()) {
+                return self.number_placed(columns, groups);
+            }
+            self.hash_all();
+        }
         self.rows.clear();
         self.converter.append(&mut self.rows, columns)?;
         let ends = columns[0].as_primitive::<Int64Type>();
-        groups.clear();
         for (row, &end) in self.rows.iter().zip(ends.values()) {
             let key = row.data();
             let slot = Slot { digest: Digest::of(key), group: self.key_ends.len() as u32 };
@@ -76,6 +91,38 @@ impl Keys {
             }
         }
         Ok(())
+    }
+
+    /// The same for rows that `dense` has found places for: only new groups' keys are looked at.
+    fn number_placed(&mut self, columns: &[ArrayRef], groups: &mut Vec<u32>) -> Result<()> {
+        let mut added = Vec::new();
+        self.dense.number(self.key_ends.len() as u32, groups, &mut added);
+        if added.is_empty() {
+            return Ok(());
+        }
+        let added = UInt32Array::from(added);
+        let columns: Vec<ArrayRef> =
+            columns.iter().map(|column| take(column, &added, None)).collect::<Result<_, _>>()?;
+        self.rows.clear();
+        self.converter.append(&mut self.rows, &columns)?;
+        for row in self.rows.iter() {
+            self.bytes.extend_from_slice(row.data());
+            self.key_ends.push(self.bytes.len());
+        }
+        self.window_ends.extend_from_slice(columns[0].as_primitive::<Int64Type>().values());
+        Ok(())
+    }
+
+    /// Moves all groups to the hash table.
+    fn hash_all(&mut self) {
+        self.is_hashed = true;
+        self.dense.clear();
+        let (bytes, key_ends) = (&self.bytes, &self.key_ends);
+        let hash = |slot: &Slot| slot.digest.hash(|| stored(bytes, key_ends, slot.group));
+        for group in 0..key_ends.len() as u32 {
+            let slot = Slot { digest: Digest::of(stored(bytes, key_ends, group)), group };
+            self.table.insert_unique(hash(&slot), slot, hash);
+        }
     }
 
     pub(super) fn key(&self, group: u32) -> &[u8] {
@@ -113,6 +160,8 @@ impl Keys {
     }
 
     pub(super) fn clear(&mut self) {
+        self.dense.clear();
+        self.is_hashed = false;
         self.table.clear();
         self.bytes.clear();
         self.key_ends.clear();
@@ -184,4 +233,109 @@ pub(super) fn window_prefix(window_end: Micros) -> [u8; WINDOW_PREFIX_BYTES] {
 pub(super) fn key_window_end(key: &[u8]) -> Option<Micros> {
     let bytes = key.get(1..WINDOW_PREFIX_BYTES)?.first_chunk::<8>()?;
     Some((u64::from_be_bytes(*bytes) ^ 1 << 63) as Micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use arrow::array::{Array, Int64Array, UInt8Array};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys(types: &[DataType]) -> Keys {
+        let types = std::iter::once(&DataType::Int64).chain(types).cloned();
+        let converter = RowConverter::new(types.map(SortField::new).collect()).expect("types that sort");
+        Keys {
+            rows: converter.empty_rows(0, 0),
+            converter,
+            dense: Dense::default(),
+            is_hashed: false,
+            table: HashTable::new(),
+            bytes: Vec::new(),
+            key_ends: Vec::new(),
+            window_ends: Vec::new(),
+        }
+    }
+
+    fn columns(rows: &[(i64, Option<i64>, u8)]) -> Vec<ArrayRef> {
+        vec![
+            Arc::new(rows.iter().map(|row| Some(row.0)).collect::<Int64Array>()),
+            Arc::new(rows.iter().map(|row| row.1).collect::<Int64Array>()),
+            Arc::new(rows.iter().map(|row| Some(row.2)).collect::<UInt8Array>()),
+        ]
+    }
+
+    #[test]
+    fn keys_that_lie_close_together_are_not_hashed() {
+        let mut keys = keys(&[DataType::Int64, DataType::UInt8]);
+        let mut number = |rows: &[(i64, Option<i64>, u8)]| {
+            let mut groups = Vec::new();
+            keys.number(&columns(rows), &mut groups).expect("numbers");
+            (groups, keys.is_hashed)
+        };
+        let at = i64::MAX;
+        assert_eq!(
+            number(&[(10, Some(at), 1), (20, Some(at), 1), (10, Some(at), 1)]),
+            (vec![0, 1, 0], false)
+        );
+        assert_eq!(number(&[(20, Some(at - 9), 0), (20, Some(at), 1)]), (vec![2, 1], false), "it has grown");
+        assert_eq!(number(&[]), (vec![], false));
+        assert_eq!(number(&[(20, Some(0), 1), (20, Some(at), 1)]), (vec![3, 1], true), "too far away");
+        assert_eq!(number(&[(20, Some(at - 9), 0)]), (vec![2], true));
+    }
+
+    proptest! {
+        /// However keys lie, each has the number that it has had since it was first seen.
+        #[test]
+        fn numbers_are_given_in_the_order_of_first_sight(
+            batches in prop::collection::vec(
+                (
+                    prop_oneof![Just(0i64), Just(i64::MAX - 3), Just(i64::MIN), any::<i64>(), -300..300i64],
+                    prop_oneof![Just(1u64), Just(40), Just(1 << 20), Just(1 << 40)],
+                    prop::bool::weighted(0.1),
+                    prop::collection::vec((0..3i64, any::<u64>(), any::<u8>()), 0..40),
+                ),
+                0..8,
+            ),
+            clear_after in 0..8usize,
+        ) {
+            let mut keys = keys(&[DataType::Int64, DataType::UInt8]);
+            let (mut seen, mut order) = (BTreeMap::new(), Vec::new());
+            for (number, (first, spread, nulls, rows)) in batches.into_iter().enumerate() {
+                let rows: Vec<_> = rows
+                    .into_iter()
+                    .map(|(window, key, more)| {
+                        let key = first.wrapping_add((key % spread) as i64);
+                        (window * 10, Some(key).filter(|key| !nulls || key % 2 == 0), more)
+                    })
+                    .collect();
+                let mut groups = Vec::new();
+                keys.number(&columns(&rows), &mut groups).unwrap();
+                let expected: Vec<u32> = rows
+                    .iter()
+                    .map(|row| {
+                        *seen.entry(*row).or_insert_with(|| {
+                            order.push(*row);
+                            order.len() as u32 - 1
+                        })
+                    })
+                    .collect();
+                prop_assert_eq!(groups, expected);
+                prop_assert_eq!(keys.len(), order.len());
+                let decoded = keys.decode((0..keys.len() as u32).map(|group| keys.key(group))).unwrap();
+                for (column, expected) in decoded.iter().zip(columns(&order)) {
+                    prop_assert_eq!(column.to_data(), expected.to_data());
+                }
+                prop_assert!(order.iter().zip(&keys.window_ends).all(|(row, &end)| row.0 == end));
+                if number == clear_after {
+                    keys.clear();
+                    seen.clear();
+                    order.clear();
+                }
+            }
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod calls;
 mod closed;
 mod codec;
 mod correction;
+mod dense;
 mod final_aggregate;
 mod keys;
 mod partial;
