@@ -17,7 +17,7 @@ use crate::planted::{Fault, planted};
 use crate::record::{Batch, Header, Origin, TopicPartition};
 use crate::time::WATERMARK_MAX;
 
-use super::exchange::{Encoder, Partitioner};
+use super::exchange::{Encoder, Partitioner, split_and_encode};
 use super::pipeline::{ExchangePort, keyed_aggregate};
 use super::retraction::RETRACTION;
 use super::topics::TopicNames;
@@ -223,7 +223,6 @@ struct Port {
     partitions: i32,
     partitioner: Partitioner,
     encoder: Encoder,
-    messages: Vec<Vec<u8>>,
 }
 
 /// Publishes what one task hands over.
@@ -262,7 +261,6 @@ impl Publisher {
                 exchange: exchange.clone(),
                 topic,
                 partitions,
-                messages: Vec::new(),
             });
         }
         let mut sinks = BTreeMap::new();
@@ -372,13 +370,9 @@ impl Publisher {
 impl Port {
     fn rows(&mut self, rows: &RecordBatch, staged: &mut Staged) -> Result<()> {
         let topic = staged.topic(&self.topic);
-        for (partition, rows) in self.partitioner.split(rows)? {
-            self.encoder.rows(&rows, &mut self.messages)?;
-            for message in self.messages.drain(..) {
-                staged.message(topic, partition, &message);
-            }
-        }
-        Ok(())
+        split_and_encode(rows, &mut self.partitioner, &mut self.encoder, |partition, message| {
+            staged.message(topic, partition, message);
+        })
     }
 
     fn mark(&self, message: &[u8], staged: &mut Staged) {
