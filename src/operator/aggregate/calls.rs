@@ -6,10 +6,11 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, Int64Array};
 use arrow::datatypes::Int64Type;
 
 use super::super::accumulator::{self, Accumulator, Places, Rows};
-use super::super::{AggregateSpec, Result};
+use super::super::{AggregateSpec, Function, Result};
 
 pub(super) struct Calls {
-    accumulators: Vec<Box<dyn Accumulator>>,
+    /// `None`: the call counts rows, as `rows` does.
+    accumulators: Vec<Option<Box<dyn Accumulator>>>,
     /// How many state columns each call has.
     widths: Vec<usize>,
     /// The sum of weights.
@@ -28,7 +29,11 @@ impl Calls {
             accumulators: spec
                 .calls
                 .iter()
-                .map(|call| accumulator::create(spec, call))
+                .map(|call| {
+                    let counts_rows =
+                        call.function == Function::Count && call.argument.is_none() && call.filter.is_none();
+                    (!counts_rows).then(|| accumulator::create(spec, call)).transpose()
+                })
                 .collect::<Result<_>>()?,
             widths: spec.calls.iter().map(|call| accumulator::state_fields(spec, call).len()).collect(),
             rows: Vec::new(),
@@ -36,7 +41,7 @@ impl Calls {
     }
 
     pub(super) fn grow(&mut self, groups: usize) {
-        self.accumulators.iter_mut().for_each(|accumulator| accumulator.grow(groups));
+        self.accumulators.iter_mut().flatten().for_each(|accumulator| accumulator.grow(groups));
         self.rows.resize(groups, 0);
     }
 
@@ -48,11 +53,15 @@ impl Calls {
         places: Option<&Places>,
     ) -> Result<()> {
         for (accumulator, argument) in self.accumulators.iter_mut().zip(arguments) {
+            let Some(accumulator) = accumulator else { continue };
             let (argument, filter) = (argument.values.as_ref(), argument.filter.as_ref());
             accumulator.update(&Rows { groups, weights, argument, filter, places })?;
         }
-        for (row, &group) in groups.iter().enumerate() {
-            self.rows[group as usize] += weights.map_or(1, |weights| weights[row]);
+        match weights {
+            None => groups.iter().for_each(|&group| self.rows[group as usize] += 1),
+            Some(weights) => {
+                groups.iter().zip(weights).for_each(|(&group, &weight)| self.rows[group as usize] += weight);
+            }
         }
         Ok(())
     }
@@ -61,7 +70,9 @@ impl Calls {
     pub(super) fn merge(&mut self, groups: &[u32], mut states: &[ArrayRef]) -> Result<()> {
         for (accumulator, &width) in self.accumulators.iter_mut().zip(&self.widths) {
             let (own, others) = states.split_at(width);
-            accumulator.merge(groups, own)?;
+            if let Some(accumulator) = accumulator {
+                accumulator.merge(groups, own)?;
+            }
             states = others;
         }
         let rows = states[0].as_primitive::<Int64Type>();
@@ -73,17 +84,28 @@ impl Calls {
 
     /// The calls' state columns, then the groups' rows.
     pub(super) fn states(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let rows = self.row_counts(groups);
         let mut columns = Vec::new();
         for accumulator in &self.accumulators {
-            columns.extend(accumulator.states(groups)?);
+            match accumulator {
+                Some(accumulator) => columns.extend(accumulator.states(groups)?),
+                None => columns.push(Arc::clone(&rows)),
+            }
         }
-        let rows = groups.iter().map(|&group| self.rows(group));
-        columns.push(Arc::new(Int64Array::from_iter_values(rows)));
+        columns.push(rows);
         Ok(columns)
     }
 
     pub(super) fn results(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
-        self.accumulators.iter().map(|accumulator| accumulator.results(groups)).collect()
+        let result = |accumulator: &Option<Box<dyn Accumulator>>| match accumulator {
+            Some(accumulator) => accumulator.results(groups),
+            None => Ok(self.row_counts(groups)),
+        };
+        self.accumulators.iter().map(result).collect()
+    }
+
+    fn row_counts(&self, groups: &[u32]) -> ArrayRef {
+        Arc::new(Int64Array::from_iter_values(groups.iter().map(|&group| self.rows(group))))
     }
 
     pub(super) fn rows(&self, group: u32) -> i64 {
@@ -92,11 +114,11 @@ impl Calls {
 
     /// How many bytes the largest state of a call and a group takes, where it grows with the values.
     pub(super) fn largest(&self) -> usize {
-        self.accumulators.iter().map(|accumulator| accumulator.largest()).max().unwrap_or(0)
+        self.accumulators.iter().flatten().map(|accumulator| accumulator.largest()).max().unwrap_or(0)
     }
 
     pub(super) fn clear(&mut self) {
-        self.accumulators.iter_mut().for_each(|accumulator| accumulator.clear());
+        self.accumulators.iter_mut().flatten().for_each(|accumulator| accumulator.clear());
         self.rows.clear();
     }
 }

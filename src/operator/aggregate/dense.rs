@@ -1,9 +1,10 @@
 //! Numbers of groups whose keys are integers that lie close together: a table in which the key itself is the place.
 //!
 //! ```text
-//! place = window's number « bits │ (second column - least) « its shift │ (first column - least)
+//! place = window's number « bits │ (first column - least) « its shift │ (second column - least)
 //! ```
-//! A hash table of so many groups is in no near cache; this one takes 4 bytes a place, and nothing is compared.
+//! A hash table of so many groups is in no near cache; this one takes 4 bytes a place, and nothing is compared. Within a
+//! window places are in the order of the keys.
 //!
 //! Invariant: there are at most [`PLACES_PER_GROUP_MAX`] places a group, or [`PLACES_MIN`].
 
@@ -12,7 +13,7 @@ use std::ops::RangeInclusive;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array};
 use arrow::buffer::ScalarBuffer;
 use arrow::compute::{cast, max, min};
-use arrow::datatypes::{DataType, Int64Type};
+use arrow::datatypes::{DataType, Int64Type, UInt64Type};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
@@ -121,7 +122,7 @@ impl Dense {
             false => self.frames.clone(),
         };
         let mut bits = 0;
-        for (frame, values) in frames.iter_mut().zip(&ranges) {
+        for (frame, values) in frames.iter_mut().zip(&ranges).rev() {
             if !frame.holds(values) {
                 *frame = frame.grown(values)?;
             }
@@ -173,6 +174,16 @@ impl Dense {
         }));
     }
 
+    /// All groups in the order of their keys.
+    pub(super) fn sorted(&self) -> Vec<u32> {
+        let mut windows: Vec<(Micros, u32)> =
+            self.windows.iter().map(|(&end, &number)| (end, number)).collect();
+        windows.sort_unstable();
+        let places = |number: u32| &self.groups[(number as usize) << self.bits..][..1 << self.bits];
+        let groups = windows.into_iter().flat_map(|(_, number)| places(number));
+        groups.copied().filter(|&group| group != NO_GROUP).collect()
+    }
+
     pub(super) fn clear(&mut self) {
         self.frames.clear();
         self.bits = 0;
@@ -181,14 +192,15 @@ impl Dense {
     }
 }
 
-/// The column's values, if they are integers and none is null; unsigned ones of 64 bits by their bits.
+/// The column's values, if they are integers and none is null, or numbers in the same order.
 fn integers(column: &ArrayRef) -> Option<Int64Array> {
     if column.null_count() > 0 {
         return None;
     }
     let data_type = column.data_type();
     match data_type {
-        DataType::Int64 | DataType::UInt64 | DataType::Timestamp(..) => {
+        DataType::UInt64 => Some(column.as_primitive::<UInt64Type>().unary(|value| (value ^ 1 << 63) as i64)),
+        DataType::Int64 | DataType::Timestamp(..) => {
             let data = column.to_data();
             let values = ScalarBuffer::new(data.buffers()[0].clone(), data.offset(), data.len());
             Some(Int64Array::new(values, None))

@@ -134,28 +134,40 @@ impl FinalAggregate {
         Ok(Some(batch.take(&kept)?))
     }
 
-    /// Puts the pane's groups into the state and corrects what was emitted of them.
-    fn merge_pane(&mut self, out: &mut Output) -> Result<()> {
+    /// Puts the pane's groups into the state and corrects what was emitted of them. Open windows that close when the
+    /// watermark comes `to` a time are about to leave the state: theirs are returned instead.
+    fn merge_pane(&mut self, to: Micros, out: &mut Output) -> Result<Due> {
+        let mut due = Due::default();
         if self.keys.len() == 0 {
-            return Ok(());
+            return Ok(due);
         }
-        let order = self.keys.sorted();
+        let order = self.keys.sorted()?;
         let (closed, open): (Vec<u32>, Vec<u32>) =
             order.into_iter().partition(|&group| self.is_closed(self.keys.window_end(group)));
         let state = Arc::clone(&self.state);
         let mut state = lock(&state);
         if !open.is_empty() {
-            self.merge_open(&open, &mut state, out)?;
+            let closes = |&group: &u32| closes_at(&self.spec, self.keys.window_end(group)) <= to;
+            let closing = open.partition_point(closes);
+            self.merge_open(&open, closing, &mut state, &mut due, out)?;
         }
         if !closed.is_empty() {
             self.merge_closed(&closed, &mut state, out)?;
         }
         self.keys.clear();
         self.calls.clear();
-        Ok(())
+        Ok(due)
     }
 
-    fn merge_open(&mut self, groups: &[u32], state: &mut TaskState, out: &mut Output) -> Result<()> {
+    /// The first `closing` groups go to `due`, not into the state.
+    fn merge_open(
+        &mut self,
+        groups: &[u32],
+        closing: usize,
+        state: &mut TaskState,
+        due: &mut Due,
+        out: &mut Output,
+    ) -> Result<()> {
         let (mut found, mut old) = (Vec::new(), OldRows::default());
         let mut key = Vec::new();
         for &group in groups {
@@ -176,13 +188,15 @@ impl FinalAggregate {
         let states = self.calls.states(groups)?;
         let mut found = found.into_iter().peekable();
         let mut value = Vec::new();
-        for (&group, row) in groups.iter().zip(self.codec.encode(&states)?) {
+        for (number, (&group, row)) in groups.iter().zip(self.codec.encode(&states)?).enumerate() {
             let was_found = found.next_if_eq(&group).is_some();
             open_key(self.spec.state_id, self.keys.key(group), &mut key);
-            let Some(row) = row else {
-                if was_found {
-                    state.delete(&key);
-                }
+            let stays = row.filter(|_| number >= closing);
+            if was_found && stays.is_none() {
+                state.delete(&key);
+            }
+            let Some(row) = stays else {
+                row.into_iter().for_each(|row| due.push(self.keys.key(group), row));
                 continue;
             };
             StateCodec::close(row, &mut value);
@@ -221,50 +235,59 @@ impl FinalAggregate {
         self.closed.write(state, &changes)
     }
 
-    /// Emits the windows that the watermark closes, in the order of their keys.
-    fn close(&mut self, out: &mut Output) -> Result<()> {
+    /// Emits the windows that the watermark closes, in the order of their keys: those of the state, and `pane`, of
+    /// which none is in the state.
+    fn close(&mut self, pane: &Due, out: &mut Output) -> Result<()> {
         let state = Arc::clone(&self.state);
         let mut state = lock(&state);
+        let mut pane = pane.iter().peekable();
         loop {
-            let due = self.scan(&state, OPEN, self.first_open, |end| self.is_closed(end))?;
-            self.first_open = due.next_window_end;
-            if due.groups.is_empty() {
-                return Ok(());
+            let scanned = self.scan(&state, OPEN, self.first_open, |end| self.is_closed(end))?;
+            self.first_open = scanned.next_window_end;
+            let mut due: Vec<(&[u8], &[u8])> = Vec::with_capacity(scanned.groups.len());
+            for (key, row) in scanned.iter() {
+                while let Some((before, its_row)) = pane.next_if(|&(before, _)| before < key) {
+                    due.push((before, its_row));
+                }
+                due.push((key, row));
+            }
+            while let Some((key, row)) = pane.next_if(|_| !scanned.more) {
+                due.push((key, row));
             }
             if self.listeners.closed {
-                self.emit(&due, out)?;
+                due.chunks(GROUPS_PER_BATCH).try_for_each(|due| self.emit(due, out))?;
             }
             let mut open = Vec::new();
-            let mut kept = Vec::with_capacity(due.groups.len());
-            for number in 0..due.groups.len() {
-                let key = due.key(number);
+            for (key, _) in scanned.iter() {
                 open_key(self.spec.state_id, key, &mut open);
                 state.delete(&open);
+            }
+            let mut kept = Vec::with_capacity(due.len());
+            for (key, row) in due {
                 let window_end = self.window_end(key)?;
                 if !self.is_expired(window_end) {
                     self.first_closed = self.first_closed.min(window_end);
-                    kept.push((key, self.codec.open(due.value(number))?));
+                    kept.push((key, row));
                 }
             }
             self.closed.keep(&mut state, kept.into_iter());
-            if !due.more {
+            if !scanned.more {
                 return Ok(());
             }
         }
     }
 
-    fn emit(&self, due: &Due, out: &mut Output) -> Result<()> {
-        let numbers = 0..due.groups.len();
-        let rows = numbers.map(|number| self.codec.open(due.value(number))).collect::<Result<Vec<_>>>()?;
+    /// Emits groups: their keys, and the rows of their states.
+    fn emit(&self, due: &[(&[u8], &[u8])], out: &mut Output) -> Result<()> {
         let mut calls = Calls::new(&self.spec)?;
-        calls.grow(rows.len());
-        let numbers: Vec<u32> = (0..rows.len() as u32).collect();
-        calls.merge(&numbers, &self.codec.decode(rows.into_iter())?)?;
+        calls.grow(due.len());
+        let numbers: Vec<u32> = (0..due.len() as u32).collect();
+        calls.merge(&numbers, &self.codec.decode(due.iter().map(|&(_, row)| row))?)?;
         let shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
         if shown.is_empty() {
             return Ok(());
         }
-        let keys: Vec<&[u8]> = shown.iter().map(|&number| due.key(number as usize)).collect();
+        let keys: Vec<&[u8]> = shown.iter().map(|&number| due[number as usize].0).collect();
         let times = keys.iter().map(|key| Ok(row_time(self.window_end(key)?))).collect::<Result<Vec<_>>>()?;
         let mut columns = group_columns(&self.spec, &self.keys.decode(keys.into_iter())?)?;
         columns.extend(calls.results(&shown)?);
@@ -285,9 +308,9 @@ impl FinalAggregate {
             let due = self.scan(&state, CLOSED, self.first_closed, |end| self.is_expired(end))?;
             self.first_closed = due.next_window_end;
             let mut block = vec![self.spec.state_id, CLOSED];
-            for number in 0..due.groups.len() {
+            for (key, _) in due.iter() {
                 block.truncate(2);
-                block.extend_from_slice(due.key(number));
+                block.extend_from_slice(key);
                 state.delete(&block);
             }
             if !due.more {
@@ -309,63 +332,66 @@ impl FinalAggregate {
         let mut due = Due { next_window_end: Micros::MAX, ..Due::default() };
         let from = [&[self.spec.state_id, section], &window_prefix(first)[..]].concat();
         let to = crate::state::prefix_end(&[self.spec.state_id, section]);
-        let mut damaged = false;
+        let mut damaged = None;
         state.scan(&from, &to, &mut |key, value| {
             let key = &key[2..];
-            let Some(window_end) = key_window_end(key) else {
-                damaged = true;
-                return ControlFlow::Break(());
+            let window_end = match self.window_end(key) {
+                Ok(window_end) => window_end,
+                Err(error) => {
+                    damaged = Some(error);
+                    return ControlFlow::Break(());
+                }
             };
             due.more = due.groups.len() == GROUPS_PER_BATCH;
             if due.more || !is_due(window_end) {
                 due.next_window_end = window_end;
                 return ControlFlow::Break(());
             }
-            due.push(key, if section == OPEN { value } else { &[] });
+            match if section == OPEN { self.codec.open(value) } else { Ok(&[][..]) } {
+                Ok(row) => due.push(key, row),
+                Err(error) => {
+                    damaged = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
             ControlFlow::Continue(())
         })?;
-        if damaged { Err(self.damaged_key()) } else { Ok(due) }
+        damaged.map_or(Ok(due), Err)
     }
 
     fn window_end(&self, key: &[u8]) -> Result<Micros> {
-        key_window_end(key).ok_or_else(|| self.damaged_key())
-    }
-
-    fn damaged_key(&self) -> super::super::OperatorError {
-        let what = "a key of the state is damaged; delete the state directory, so that it is rebuilt from a \
-                    checkpoint copy or the log";
-        failed(&self.spec.view, what)
+        key_window_end(key).ok_or_else(|| {
+            let what = "a key of the state is damaged; delete the state directory, so that it is rebuilt from a \
+                        checkpoint copy or the log";
+            failed(&self.spec.view, what)
+        })
     }
 }
 
-/// Groups that a scan found.
+/// Groups whose time has come: keys, and rows of their states, in the order of their keys.
 #[derive(Default)]
 struct Due {
     bytes: Vec<u8>,
-    /// Where each group's key ends in `bytes`, and its value behind it.
+    /// Where each group's key ends in `bytes`, and its row behind it.
     groups: Vec<(usize, usize)>,
-    /// The end of the first window that was not taken.
+    /// The end of the first window that a scan did not take.
     next_window_end: Micros,
     /// Whether more may be due.
     more: bool,
 }
 
 impl Due {
-    fn push(&mut self, key: &[u8], value: &[u8]) {
+    fn push(&mut self, key: &[u8], row: &[u8]) {
         self.bytes.extend_from_slice(key);
         let key_end = self.bytes.len();
-        self.bytes.extend_from_slice(value);
+        self.bytes.extend_from_slice(row);
         self.groups.push((key_end, self.bytes.len()));
     }
 
-    fn key(&self, number: usize) -> &[u8] {
-        let start = if number == 0 { 0 } else { self.groups[number - 1].1 };
-        &self.bytes[start..self.groups[number].0]
-    }
-
-    fn value(&self, number: usize) -> &[u8] {
-        let (key_end, end) = self.groups[number];
-        &self.bytes[key_end..end]
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let starts = std::iter::once(0).chain(self.groups.iter().map(|&(_, end)| end));
+        let spans = starts.zip(&self.groups);
+        spans.map(|(start, &(key_end, end))| (&self.bytes[start..key_end], &self.bytes[key_end..end]))
     }
 }
 
@@ -423,12 +449,13 @@ impl Operator for FinalAggregate {
         }
         let closes = closes_at(&self.spec, self.first_open) <= to;
         let expires = closes_at(&self.spec, self.first_closed).saturating_add(self.spec.retention) <= to;
+        let mut due = Due::default();
         if closes || expires {
-            self.merge_pane(out)?;
+            due = self.merge_pane(to, out)?;
         }
         self.watermark = to;
         if closes {
-            self.close(out)?;
+            self.close(&due, out)?;
         }
         if expires {
             self.expire()?;
@@ -437,6 +464,7 @@ impl Operator for FinalAggregate {
     }
 
     fn flush(&mut self, out: &mut Output) -> Result<()> {
-        self.merge_pane(out)
+        // No window closes now, so all are in the state.
+        self.merge_pane(self.watermark, out).map(drop)
     }
 }

@@ -9,7 +9,7 @@
 use std::hash::{BuildHasher, Hasher};
 
 use arrow::array::{ArrayRef, AsArray, UInt32Array};
-use arrow::compute::take;
+use arrow::compute::{concat, take};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::row::{RowConverter, Rows, SortField};
 use foldhash::fast::FixedState;
@@ -30,8 +30,10 @@ pub(super) struct Keys {
     is_hashed: bool,
     table: HashTable<Slot>,
     bytes: Vec<u8>,
-    /// Where each group's key ends in `bytes`.
+    /// Where each group's key ends in `bytes`; the last groups may have no bytes yet.
     key_ends: Vec<usize>,
+    /// The key columns of groups that have no bytes yet.
+    unwritten: Vec<Vec<ArrayRef>>,
     window_ends: Vec<Micros>,
 }
 
@@ -49,12 +51,13 @@ impl Keys {
             table: HashTable::new(),
             bytes: Vec::new(),
             key_ends: Vec::new(),
+            unwritten: Vec::new(),
             window_ends: Vec::new(),
         })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.key_ends.len()
+        self.window_ends.len()
     }
 
     /// Sets `groups` to the group number of each row of the key columns.
@@ -64,7 +67,7 @@ impl Keys {
             if self.dense.place(columns, self.len()) {
                 return self.number_placed(columns, groups);
             }
-            self.hash_all();
+            self.hash_all()?;
         }
         self.rows.clear();
         self.converter.append(&mut self.rows, columns)?;
@@ -96,25 +99,34 @@ impl Keys {
     /// The same for rows that `dense` has found places for: only new groups' keys are looked at.
     fn number_placed(&mut self, columns: &[ArrayRef], groups: &mut Vec<u32>) -> Result<()> {
         let mut added = Vec::new();
-        self.dense.number(self.key_ends.len() as u32, groups, &mut added);
+        self.dense.number(self.len() as u32, groups, &mut added);
         if added.is_empty() {
             return Ok(());
         }
         let added = UInt32Array::from(added);
         let columns: Vec<ArrayRef> =
             columns.iter().map(|column| take(column, &added, None)).collect::<Result<_, _>>()?;
-        self.rows.clear();
-        self.converter.append(&mut self.rows, &columns)?;
-        for row in self.rows.iter() {
-            self.bytes.extend_from_slice(row.data());
-            self.key_ends.push(self.bytes.len());
-        }
         self.window_ends.extend_from_slice(columns[0].as_primitive::<Int64Type>().values());
+        self.unwritten.push(columns);
+        Ok(())
+    }
+
+    /// Gives all groups their bytes.
+    fn write(&mut self) -> Result<()> {
+        for columns in self.unwritten.drain(..) {
+            self.rows.clear();
+            self.converter.append(&mut self.rows, &columns)?;
+            for row in self.rows.iter() {
+                self.bytes.extend_from_slice(row.data());
+                self.key_ends.push(self.bytes.len());
+            }
+        }
         Ok(())
     }
 
     /// Moves all groups to the hash table.
-    fn hash_all(&mut self) {
+    fn hash_all(&mut self) -> Result<()> {
+        self.write()?;
         self.is_hashed = true;
         self.dense.clear();
         let (bytes, key_ends) = (&self.bytes, &self.key_ends);
@@ -123,8 +135,10 @@ impl Keys {
             let slot = Slot { digest: Digest::of(stored(bytes, key_ends, group)), group };
             self.table.insert_unique(hash(&slot), slot, hash);
         }
+        Ok(())
     }
 
+    /// Of a group that has been [sorted](Self::sorted).
     pub(super) fn key(&self, group: u32) -> &[u8] {
         stored(&self.bytes, &self.key_ends, group)
     }
@@ -134,7 +148,11 @@ impl Keys {
     }
 
     /// All groups in the order of their keys.
-    pub(super) fn sorted(&self) -> Vec<u32> {
+    pub(super) fn sorted(&mut self) -> Result<Vec<u32>> {
+        self.write()?;
+        if !self.is_hashed {
+            return Ok(self.dense.sorted());
+        }
         // Nearly every pair is told apart by its window and the next 16 bytes, which stand here side by side.
         let mut groups: Vec<(Micros, u128, u32)> = (0..self.len() as u32)
             .map(|group| {
@@ -149,7 +167,19 @@ impl Keys {
             let first = (left.0, left.1).cmp(&(right.0, right.1));
             first.then_with(|| self.key(left.2).cmp(self.key(right.2)))
         });
-        groups.into_iter().map(|(_, _, group)| group).collect()
+        Ok(groups.into_iter().map(|(_, _, group)| group).collect())
+    }
+
+    /// The key columns of all groups, by number.
+    pub(super) fn columns(&mut self) -> Result<Vec<ArrayRef>> {
+        if self.key_ends.is_empty() && !self.unwritten.is_empty() {
+            let pieces =
+                |column: usize| self.unwritten.iter().map(|piece| &*piece[column]).collect::<Vec<_>>();
+            let columns = (0..self.unwritten[0].len()).map(|column| concat(&pieces(column)));
+            return Ok(columns.collect::<Result<_, _>>()?);
+        }
+        self.write()?;
+        self.decode((0..self.len() as u32).map(|group| self.key(group)))
     }
 
     /// The key columns, from keys.
@@ -165,6 +195,7 @@ impl Keys {
         self.table.clear();
         self.bytes.clear();
         self.key_ends.clear();
+        self.unwritten.clear();
         self.window_ends.clear();
     }
 }
@@ -240,10 +271,12 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use arrow::array::{Array, Int64Array, UInt8Array};
+    use arrow::array::{Array, Int64Array, UInt8Array, UInt64Array};
     use proptest::prelude::*;
 
     use super::*;
+
+    const TYPES: [DataType; 3] = [DataType::Int64, DataType::UInt8, DataType::UInt64];
 
     fn keys(types: &[DataType]) -> Keys {
         let types = std::iter::once(&DataType::Int64).chain(types).cloned();
@@ -256,6 +289,7 @@ mod tests {
             table: HashTable::new(),
             bytes: Vec::new(),
             key_ends: Vec::new(),
+            unwritten: Vec::new(),
             window_ends: Vec::new(),
         }
     }
@@ -265,12 +299,13 @@ mod tests {
             Arc::new(rows.iter().map(|row| Some(row.0)).collect::<Int64Array>()),
             Arc::new(rows.iter().map(|row| row.1).collect::<Int64Array>()),
             Arc::new(rows.iter().map(|row| Some(row.2)).collect::<UInt8Array>()),
+            Arc::new(rows.iter().map(|row| row.1.map(|key| key as u64)).collect::<UInt64Array>()),
         ]
     }
 
     #[test]
     fn keys_that_lie_close_together_are_not_hashed() {
-        let mut keys = keys(&[DataType::Int64, DataType::UInt8]);
+        let mut keys = keys(&TYPES);
         let mut number = |rows: &[(i64, Option<i64>, u8)]| {
             let mut groups = Vec::new();
             keys.number(&columns(rows), &mut groups).expect("numbers");
@@ -302,7 +337,7 @@ mod tests {
             ),
             clear_after in 0..8usize,
         ) {
-            let mut keys = keys(&[DataType::Int64, DataType::UInt8]);
+            let mut keys = keys(&TYPES);
             let (mut seen, mut order) = (BTreeMap::new(), Vec::new());
             for (number, (first, spread, nulls, rows)) in batches.into_iter().enumerate() {
                 let rows: Vec<_> = rows
@@ -325,9 +360,16 @@ mod tests {
                     .collect();
                 prop_assert_eq!(groups, expected);
                 prop_assert_eq!(keys.len(), order.len());
-                let decoded = keys.decode((0..keys.len() as u32).map(|group| keys.key(group))).unwrap();
-                for (column, expected) in decoded.iter().zip(columns(&order)) {
-                    prop_assert_eq!(column.to_data(), expected.to_data());
+                // Before the groups have bytes, and when they do.
+                for _ in 0..2 {
+                    for (column, expected) in keys.columns().unwrap().iter().zip(columns(&order)) {
+                        prop_assert_eq!(column.to_data(), expected.to_data());
+                    }
+                    if number % 2 == 0 {
+                        let sorted = keys.sorted().unwrap();
+                        prop_assert_eq!(sorted.len(), order.len());
+                        prop_assert!(sorted.is_sorted_by_key(|&group| keys.key(group)));
+                    }
                 }
                 prop_assert!(order.iter().zip(&keys.window_ends).all(|(row, &end)| row.0 == end));
                 if number == clear_after {

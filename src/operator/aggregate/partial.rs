@@ -25,13 +25,19 @@ pub struct PartialAggregate {
     schema: SchemaRef,
     keys: Keys,
     calls: Calls,
-    first_offsets: Vec<i64>,
-    last_offsets: Vec<i64>,
+    /// Of each group's rows.
+    offsets: Vec<Offsets>,
     /// The group of each row of the batch at hand.
     groups: Vec<u32>,
     needs_places: bool,
     /// Whether a call's state grows with the values of a group.
     grows: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Offsets {
+    first: i64,
+    last: i64,
 }
 
 /// Rows of a batch that are not late, with their expressions evaluated.
@@ -49,8 +55,7 @@ impl PartialAggregate {
             schema: exchange_schema(&spec),
             keys: Keys::new(&spec)?,
             calls: Calls::new(&spec)?,
-            first_offsets: Vec::new(),
-            last_offsets: Vec::new(),
+            offsets: Vec::new(),
             groups: Vec::new(),
             needs_places: spec
                 .calls
@@ -118,15 +123,13 @@ impl PartialAggregate {
         let weights = batch.weight.as_deref();
         self.calls.update(&self.groups, weights, &admitted.arguments, places.as_ref())?;
 
-        let no_offset = if batch.source.is_some() { i64::MAX } else { -1 };
-        self.first_offsets.resize(self.keys.len(), no_offset);
-        self.last_offsets.resize(self.keys.len(), -1);
+        let first = if batch.source.is_some() { i64::MAX } else { -1 };
+        self.offsets.resize(self.keys.len(), Offsets { first, last: -1 });
         if let Some(source) = &batch.source {
             for (&group, &offset) in self.groups.iter().zip(source.offset.iter()) {
-                let (first, last) =
-                    (&mut self.first_offsets[group as usize], &mut self.last_offsets[group as usize]);
-                *first = offset.min(*first);
-                *last = offset.max(*last);
+                let offsets = &mut self.offsets[group as usize];
+                offsets.first = offset.min(offsets.first);
+                offsets.last = offset.max(offsets.last);
             }
             taken.extend_from_slice(&source.record);
         }
@@ -162,17 +165,20 @@ fn set_late_aside(spec: &AggregateSpec, piece: &Batch, groups: Vec<ArrayRef>) ->
     let ends = window_ends(spec, &groups)?;
     let mut late = Vec::new();
     let Some(source) = &piece.source else { return Ok((piece.clone(), groups, ends, late)) };
+    let is_late =
+        |window_end, watermark| spec.grace < Micros::MAX && closes_at(spec, window_end) <= watermark;
+    let mut pairs = ends.values().iter().zip(source.watermark.iter());
+    if !pairs.any(|(&window_end, &watermark)| is_late(window_end, watermark)) {
+        return Ok((piece.clone(), groups, ends, late));
+    }
     let mut admitted = Vec::new();
     for (row, (&window_end, &watermark)) in ends.values().iter().zip(source.watermark.iter()).enumerate() {
-        if spec.grace < Micros::MAX && closes_at(spec, window_end) <= watermark {
+        if is_late(window_end, watermark) {
             let (record, view) = (source.record[row], Arc::clone(&spec.view));
             late.push(LateRow { record, view, window_end, watermark });
         } else {
             admitted.push(row as u32);
         }
-    }
-    if late.is_empty() {
-        return Ok((piece.clone(), groups, ends, late));
     }
     let indices = arrow::array::UInt32Array::from(admitted.clone());
     let take = |column: &ArrayRef| arrow::compute::take(column, &indices, None);
@@ -195,13 +201,11 @@ impl Operator for PartialAggregate {
             return Ok(());
         }
         let order: Vec<u32> = (0..self.keys.len() as u32).collect();
-        let keys = self.keys.decode(order.iter().map(|&group| self.keys.key(group)))?;
-        let mut columns = group_columns(&self.spec, &keys)?;
+        let mut columns = group_columns(&self.spec, &self.keys.columns()?)?;
         columns.extend(self.calls.states(&order)?);
-        for offsets in [&self.first_offsets, &self.last_offsets] {
-            let offsets = order.iter().map(|&group| offsets[group as usize]);
-            columns.push(Arc::new(Int64Array::from_iter_values(offsets)));
-        }
+        let offsets = |of: fn(&Offsets) -> i64| Int64Array::from_iter_values(self.offsets.iter().map(of));
+        columns.push(Arc::new(offsets(|offsets| offsets.first)));
+        columns.push(Arc::new(offsets(|offsets| offsets.last)));
         out.batches.push(Batch {
             rows: RecordBatch::try_new(Arc::clone(&self.schema), columns)?,
             time: order.iter().map(|&group| row_time(self.keys.window_end(group))).collect(),
@@ -210,8 +214,7 @@ impl Operator for PartialAggregate {
         });
         self.keys.clear();
         self.calls.clear();
-        self.first_offsets.clear();
-        self.last_offsets.clear();
+        self.offsets.clear();
         Ok(())
     }
 }
