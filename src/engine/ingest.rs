@@ -22,6 +22,7 @@ use crate::time::{WATERMARK_MIN, WatermarkTracker};
 
 use super::offsets::{Counters, OffsetMetadata};
 use super::pipeline::{ExchangePort, Passed, Pipeline};
+use super::rejects::RejectWindow;
 use super::{EngineError, Outputs, Result};
 
 /// A record that can't be processed, with its provenance.
@@ -55,28 +56,11 @@ enum Outcome {
     Redriven,
 }
 
-/// The share of rejects among the last records, against `max_reject_ratio`.
-#[derive(Clone, Default)]
-struct RejectWindow {
-    recent: std::collections::VecDeque<bool>,
-    rejected: usize,
-}
-
-const REJECT_WINDOW: usize = 1000;
-const REJECT_WINDOW_MIN: usize = 100;
-
-impl RejectWindow {
-    fn observe(&mut self, rejected: bool) {
-        if self.recent.len() == REJECT_WINDOW && self.recent.pop_front() == Some(true) {
-            self.rejected -= 1;
-        }
-        self.recent.push_back(rejected);
-        self.rejected += usize::from(rejected);
-    }
-
-    fn exceeds(&self, ratio_max: f64) -> bool {
-        self.recent.len() >= REJECT_WINDOW_MIN && self.rejected as f64 > ratio_max * self.recent.len() as f64
-    }
+/// What a record is besides its bytes.
+struct Head {
+    offset: i64,
+    timestamp_ms: i64,
+    is_tombstone: bool,
 }
 
 /// What an abort goes back to.
@@ -273,8 +257,10 @@ impl IngestTask {
         let spec = &self.plan.sources[self.source];
         let count = run.records.len();
         let redriven = |offset| !self.redriven.is_empty() && self.redriven.contains(&offset);
+        let mut heads = Vec::with_capacity(count);
         for (index, outcome) in outcomes.iter_mut().enumerate() {
-            let RecordRef { offset, value, .. } = run.records.get(index);
+            let RecordRef { offset, timestamp_ms, value, .. } = run.records.get(index);
+            heads.push(Head { offset, timestamp_ms, is_tombstone: value.is_none() });
             match value {
                 // A tombstone on a stream deletes nothing: it is filtered.
                 None => self.decoder.push_null(),
@@ -313,9 +299,8 @@ impl IngestTask {
         let (mut time, mut watermark, mut offset) =
             (Vec::with_capacity(count), Vec::with_capacity(count), Vec::with_capacity(count));
         let mut kept: Vec<u32> = Vec::with_capacity(count);
-        for (index, outcome) in outcomes.iter_mut().enumerate() {
-            let record = run.records.get(index);
-            if matches!(outcome, Outcome::Dead | Outcome::Redriven) || record.value.is_none() {
+        for (index, (record, outcome)) in heads.iter().zip(outcomes.iter_mut()).enumerate() {
+            if matches!(outcome, Outcome::Dead | Outcome::Redriven) || record.is_tombstone {
                 continue;
             }
             let log_time = record.timestamp_ms.saturating_mul(1000);
@@ -451,10 +436,11 @@ impl IngestTask {
             }
             self.now.rejects.observe(*outcome == Outcome::Dead);
             if *outcome == Outcome::Dead && self.now.rejects.exceeds(ratio_max) {
+                let (rejected, of) = self.now.rejects.counts();
                 return Err(EngineError::TooManyRejects {
                     partition: self.origin.clone(),
-                    rejected: self.now.rejects.rejected,
-                    of: self.now.rejects.recent.len(),
+                    rejected,
+                    of,
                     ratio_max,
                 });
             }

@@ -18,6 +18,7 @@
 //! replay.rs             the same tasks on bounded offsets with the exchange in memory
 //! simulation/           (tests) the engine in a world that one seed decides
 //! offsets.rs, meta.rs   what rides with offsets; what the topology remembers of itself
+//! rejects.rs            the share of rejects among the last records
 //! redriven.rs           which originals were redriven, and are not to be counted again
 //! ```
 //! Invariant: `run` and `replay` step the same tasks; they differ in where input comes from and outputs go.
@@ -45,6 +46,7 @@ mod progress;
 mod publish;
 mod recovery;
 mod redriven;
+mod rejects;
 mod replay;
 mod retraction;
 mod run;

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, PrimitiveArray};
+use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, TimestampMicrosecondArray};
 use arrow::datatypes::TimestampMicrosecondType;
 
 use super::evaluate::{failed, reject};
@@ -33,6 +33,46 @@ impl Tumble {
         let end = start.checked_add(self.spec.size)?;
         (start >= YEAR_1 && end <= YEAR_10000).then_some(start)
     }
+
+    /// The rows that have a window, and the start of each one's.
+    fn place(
+        &self,
+        batch: &Batch,
+        times: &TimestampMicrosecondArray,
+        out: &mut Output,
+    ) -> Result<Option<(Batch, Vec<Micros>)>> {
+        let mut starts = Vec::with_capacity(times.len());
+        let mut outside = Vec::new();
+        // Neighbours are mostly in one window, which spares a division.
+        let mut window = 0..0;
+        for (row, &time) in times.values().iter().enumerate() {
+            if !window.contains(&time) {
+                window = self.window_start(time).map_or(0..0, |start| start..start + self.spec.size);
+            }
+            if window.is_empty() || times.is_null(row) {
+                outside.push(row);
+            } else {
+                starts.push(window.start);
+            }
+        }
+        if outside.is_empty() {
+            return Ok((!starts.is_empty()).then(|| (batch.clone(), starts)));
+        }
+        for &row in &outside {
+            let message = if times.is_null(row) {
+                "the time column is null: the row is in no window".to_string()
+            } else {
+                format!("the window of time {} µs is outside years 1 to 9999", times.value(row))
+            };
+            reject(out, batch, row, "expression", &self.spec.view, message)?;
+        }
+        if starts.is_empty() {
+            return Ok(None);
+        }
+        let mut keep = vec![true; batch.num_rows()];
+        outside.into_iter().for_each(|row| keep[row] = false);
+        Ok(Some((batch.filter(&keep.into())?, starts)))
+    }
 }
 
 impl Operator for Tumble {
@@ -42,28 +82,7 @@ impl Operator for Tumble {
         let Some(times) = column.as_primitive_opt::<TimestampMicrosecondType>() else {
             return Err(failed(&spec.view, "the time column of tumble is not a timestamp in microseconds"));
         };
-        let starts: Vec<Option<Micros>> =
-            times.iter().map(|time| time.and_then(|time| self.window_start(time))).collect();
-
-        let mut placed = batch.clone();
-        let mut kept_starts = starts.clone();
-        if starts.contains(&None) {
-            for (row, _) in starts.iter().enumerate().filter(|(_, start)| start.is_none()) {
-                let message = if times.is_null(row) {
-                    "the time column is null: the row is in no window".to_string()
-                } else {
-                    format!("the window of time {} µs is outside years 1 to 9999", times.value(row))
-                };
-                reject(out, batch, row, "expression", &spec.view, message)?;
-            }
-            placed =
-                batch.filter(&starts.iter().map(|start| Some(start.is_some())).collect::<BooleanArray>())?;
-            kept_starts.retain(Option::is_some);
-        }
-        if placed.num_rows() == 0 {
-            return Ok(());
-        }
-        let window_start: Vec<Micros> = kept_starts.into_iter().flatten().collect();
+        let Some((placed, window_start)) = self.place(batch, times, out)? else { return Ok(()) };
         let window_end: Vec<Micros> = window_start.iter().map(|start| start + spec.size).collect();
         let mut columns = placed.rows.columns().to_vec();
         for (values, place) in [(window_start, columns.len()), (window_end, columns.len() + 1)] {
@@ -73,8 +92,8 @@ impl Operator for Tumble {
             );
         }
         let time = placed.rows.column(spec.time_column).as_primitive::<TimestampMicrosecondType>();
-        placed.time = time.values().clone();
-        out.batches.push(placed.with_columns(Arc::clone(&spec.output), columns)?);
+        let time = time.values().clone();
+        out.batches.push(Batch { time, ..placed.with_columns(Arc::clone(&spec.output), columns)? });
         Ok(())
     }
 

@@ -4,10 +4,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, PrimitiveArray, RecordBatch,
+    RecordBatchOptions, UInt32Array,
+};
 use arrow::buffer::ScalarBuffer;
-use arrow::compute;
-use arrow::datatypes::SchemaRef;
+use arrow::compute::{self, FilterPredicate};
+use arrow::datatypes::{Int64Type, SchemaRef, UInt32Type};
 use arrow::error::ArrowError;
 
 use super::{Micros, Origin};
@@ -54,11 +57,25 @@ impl Batch {
         if keep.null_count() == 0 && keep.true_count() == keep.len() {
             return Ok(self.clone());
         }
-        let kept: Vec<u32> = (0..keep.len())
-            .filter(|&row| keep.is_valid(row) && keep.value(row))
-            .map(|row| row as u32)
-            .collect();
-        self.take(&kept)
+        let filter = compute::FilterBuilder::new(keep).optimize().build();
+        let columns = self.rows.columns().iter().map(|column| filter.filter(column));
+        let columns: Vec<ArrayRef> = columns.collect::<Result<_, _>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(filter.count()));
+        Ok(Batch {
+            rows: RecordBatch::try_new_with_options(self.rows.schema(), columns, &options)?,
+            time: sift::<Int64Type>(&filter, &self.time)?,
+            weight: self.weight.as_ref().map(|weight| sift::<Int64Type>(&filter, weight)).transpose()?,
+            source: match &self.source {
+                None => None,
+                Some(source) => Some(SourceRows {
+                    origin: source.origin.clone(),
+                    origin_index: source.origin_index,
+                    record: sift::<UInt32Type>(&filter, &source.record)?,
+                    offset: sift::<Int64Type>(&filter, &source.offset)?,
+                    watermark: sift::<Int64Type>(&filter, &source.watermark)?,
+                }),
+            },
+        })
     }
 
     /// The rows at `indices`, in that order.
@@ -70,7 +87,7 @@ impl Batch {
             .iter()
             .map(|column| compute::take(column, &index_array, None))
             .collect::<Result<_, _>>()?;
-        let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(indices.len()));
+        let options = RecordBatchOptions::new().with_row_count(Some(indices.len()));
         Ok(Batch {
             rows: RecordBatch::try_new_with_options(self.rows.schema(), columns, &options)?,
             time: pick(&self.time, indices),
@@ -87,7 +104,7 @@ impl Batch {
 
     /// The same rows under other columns: what a projection yields.
     pub fn with_columns(&self, schema: SchemaRef, columns: Vec<ArrayRef>) -> Result<Batch, ArrowError> {
-        let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(self.num_rows()));
+        let options = RecordBatchOptions::new().with_row_count(Some(self.num_rows()));
         Ok(Batch {
             rows: RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options)?,
             time: self.time.clone(),
@@ -95,6 +112,14 @@ impl Batch {
             source: self.source.clone(),
         })
     }
+}
+
+fn sift<T: ArrowPrimitiveType>(
+    filter: &FilterPredicate,
+    values: &ScalarBuffer<T::Native>,
+) -> Result<ScalarBuffer<T::Native>, ArrowError> {
+    let kept = filter.filter(&PrimitiveArray::<T>::new(values.clone(), None))?;
+    Ok(kept.as_primitive::<T>().values().clone())
 }
 
 fn pick<T: arrow::datatypes::ArrowNativeType>(values: &ScalarBuffer<T>, indices: &[u32]) -> ScalarBuffer<T> {

@@ -167,21 +167,17 @@ fn value<'a>(field: &Field, array: &'a ArrayRef) -> Option<Cell<'a>> {
             primitive::<Date32Type>(array, |days, out| quoted(out, |out| write_date(i64::from(days), out)))
         }
         DataType::Timestamp(TimeUnit::Microsecond, _) => {
-            primitive::<TimestampMicrosecondType>(array, write_instant)
+            instants::<TimestampMicrosecondType>(array, |time| time)
         }
-        DataType::Timestamp(TimeUnit::Second, _) => primitive::<TimestampSecondType>(array, |time, out| {
-            write_instant(time.saturating_mul(1_000_000), out);
-        }),
+        DataType::Timestamp(TimeUnit::Second, _) => {
+            instants::<TimestampSecondType>(array, |time| time.saturating_mul(1_000_000))
+        }
         DataType::Timestamp(TimeUnit::Millisecond, _) => {
-            primitive::<TimestampMillisecondType>(array, |time, out| {
-                write_instant(time.saturating_mul(1_000), out);
-            })
+            instants::<TimestampMillisecondType>(array, |time| time.saturating_mul(1_000))
         }
         // Event times have microseconds; only an expression can yield more, and the same one in any run.
         DataType::Timestamp(TimeUnit::Nanosecond, _) => {
-            primitive::<TimestampNanosecondType>(array, |time, out| {
-                write_instant(time.div_euclid(1_000), out);
-            })
+            instants::<TimestampNanosecondType>(array, |time| time.div_euclid(1_000))
         }
         DataType::Utf8 => {
             let values = array.as_string::<i32>();
@@ -224,6 +220,23 @@ fn primitive<'a, T: ArrowPrimitiveType>(
 ) -> Cell<'a> {
     let values = array.as_primitive::<T>().values();
     Box::new(move |row, out| write(values[row], out))
+}
+
+/// Times, which in windows' rows are mostly the time of the row before: that one's text is copied.
+fn instants<'a, T: ArrowPrimitiveType<Native = i64>>(
+    array: &'a ArrayRef,
+    micros: impl Fn(i64) -> i64 + 'a,
+) -> Cell<'a> {
+    let values = array.as_primitive::<T>().values();
+    let last = std::cell::Cell::new(None);
+    Box::new(move |row, out| match last.get() {
+        Some((time, start, end)) if time == values[row] => out.extend_from_within(start..end),
+        _ => {
+            let start = out.len();
+            write_instant(micros(values[row]), out);
+            last.set(Some((values[row], start, out.len())));
+        }
+    })
 }
 
 fn plain<T: ArrowPrimitiveType<Native: Serialize>>(array: &ArrayRef) -> Cell<'_> {

@@ -44,14 +44,20 @@ impl Number for i256 {
 
 pub(super) struct NumberSum<N> {
     finish: Finish,
-    sums: Vec<N>,
+    totals: Vec<Total<N>>,
+}
+
+/// Of one group. Both stand side by side, as a row touches both.
+#[derive(Clone, Copy, Default)]
+struct Total<N> {
+    sum: N,
     /// Values that are not null.
-    counts: Vec<i64>,
+    count: i64,
 }
 
 impl<N: Number> NumberSum<N> {
     pub(super) fn new(finish: Finish) -> Self {
-        Self { finish, sums: Vec::new(), counts: Vec::new() }
+        Self { finish, totals: Vec::new() }
     }
 
     fn add<T: ArrowPrimitiveType>(
@@ -63,8 +69,9 @@ impl<N: Number> NumberSum<N> {
         let nulls = values.nulls().filter(|nulls| nulls.null_count() > 0);
         rows.for_each(|row, group, weight| {
             if nulls.is_none_or(|nulls| nulls.is_valid(row)) {
-                self.sums[group] = self.sums[group].add_times(number(values.value(row)), weight);
-                self.counts[group] += weight;
+                let total = &mut self.totals[group];
+                total.sum = total.sum.add_times(number(values.value(row)), weight);
+                total.count += weight;
             }
         });
     }
@@ -84,8 +91,7 @@ fn widened(argument: &ArrayRef) -> Result<ArrayRef> {
 
 impl Accumulator for NumberSum<i128> {
     fn grow(&mut self, groups: usize) {
-        self.sums.resize(groups, 0);
-        self.counts.resize(groups, 0);
+        self.totals.resize(groups, Total::default());
     }
 
     fn update(&mut self, rows: &Rows<'_>) -> Result<()> {
@@ -112,15 +118,13 @@ impl Accumulator for NumberSum<i128> {
     }
 
     fn clear(&mut self) {
-        self.sums.clear();
-        self.counts.clear();
+        self.totals.clear();
     }
 }
 
 impl Accumulator for NumberSum<i256> {
     fn grow(&mut self, groups: usize) {
-        self.sums.resize(groups, i256::ZERO);
-        self.counts.resize(groups, 0);
+        self.totals.resize(groups, Total::default());
     }
 
     fn update(&mut self, rows: &Rows<'_>) -> Result<()> {
@@ -147,29 +151,28 @@ impl Accumulator for NumberSum<i256> {
     }
 
     fn clear(&mut self) {
-        self.sums.clear();
-        self.counts.clear();
+        self.totals.clear();
     }
 }
 
 impl<N: Number> NumberSum<N> {
     fn pairs(&self, groups: &[u32]) -> impl Iterator<Item = (i256, i64)> {
-        groups.iter().map(|&group| (self.sums[group as usize].widen(), self.counts[group as usize]))
+        groups.iter().map(|&group| self.totals[group as usize]).map(|total| (total.sum.widen(), total.count))
     }
 
     fn merge_states(&mut self, groups: &[u32], states: &[ArrayRef]) {
         let sums = states[0].as_primitive::<N::State>();
         let counts = states[1].as_primitive::<Int64Type>();
         for (row, &group) in groups.iter().enumerate() {
-            let group = group as usize;
-            self.sums[group] = self.sums[group].add_times(sums.value(row), 1);
-            self.counts[group] += counts.value(row);
+            let total = &mut self.totals[group as usize];
+            total.sum = total.sum.add_times(sums.value(row), 1);
+            total.count += counts.value(row);
         }
     }
 
     fn state_columns(&self, groups: &[u32], sum_type: DataType) -> Result<Vec<ArrayRef>> {
-        let sums = groups.iter().map(|&group| self.sums[group as usize]);
-        let counts = groups.iter().map(|&group| self.counts[group as usize]);
+        let sums = groups.iter().map(|&group| self.totals[group as usize].sum);
+        let counts = groups.iter().map(|&group| self.totals[group as usize].count);
         let sums = PrimitiveArray::<N::State>::from_iter_values(sums).with_data_type(sum_type);
         Ok(vec![Arc::new(sums), Arc::new(Int64Array::from_iter_values(counts))])
     }
