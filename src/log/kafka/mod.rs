@@ -139,6 +139,9 @@ fn consumer_configuration(options: &KafkaOptions, fixed: &[(&str, String)]) -> R
         ("fetch.wait.max.ms", "100"),
         // The default of a second stalls catching up whenever the local queue was full.
         ("fetch.queue.backoff.ms", "5"),
+        // Of all partitions that are read. Records that wait for long are in no cache any more when they are processed:
+        // the default of 100,000 takes a tenth more CPU a record, and 45 MiB.
+        ("queued.min.messages", "20000"),
         ("receive.message.max.bytes", "1000000000"),
         // Off by librdkafka's default. A broker does not look at what its disk gives it back.
         ("check.crcs", "true"),
