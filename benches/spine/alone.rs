@@ -1,4 +1,5 @@
-//! The last two steps of the stateless job, each by itself: rows to JSON, and records to a topic.
+//! Steps by themselves: records from librdkafka by its usual call; the last two of the stateless job, rows to JSON and
+//! records to a topic.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,13 +9,41 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use headwater::codec::json::RowEncoder;
 use headwater::log::{Log, Outgoing, TopicSpec};
 use headwater::record::TopicPartition;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::Result;
 use super::jobs::Setting;
 use super::meter::{Measured, Meter};
 
+const POLL: Duration = Duration::from_millis(100);
 /// Rows that the job handles at a time, more or less.
 const BATCH_ROWS: usize = 4_000;
+
+/// Reads the topic as a program does that knows nothing of batches.
+pub fn poll(setting: &Setting) -> Result<Measured> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &setting.brokers)
+        .set("group.id", "headwater-bench-poll")
+        .set("enable.auto.commit", "false")
+        // The default of a second would leave it waiting, which takes no CPU, but the bench's time.
+        .set("fetch.queue.backoff.ms", "5")
+        .create()?;
+    let mut assignment = TopicPartitionList::new();
+    for partition in setting.partitions() {
+        assignment.add_partition_offset(&partition.topic, partition.partition, Offset::Beginning)?;
+    }
+    let meter = Meter::start(setting.broker_pid)?;
+    consumer.assign(&assignment)?;
+    let (mut records, mut bytes) = (0, 0);
+    while records < setting.shape.records {
+        let Some(message) = consumer.poll(POLL) else { continue };
+        bytes += message?.payload_len();
+        records += 1;
+    }
+    let measured = meter.stop()?;
+    Ok(Measured { found: format!("{records} records, {bytes} bytes"), ..measured })
+}
 
 pub fn encode(setting: &Setting) -> Result<Measured> {
     let batches = batches(setting)?;

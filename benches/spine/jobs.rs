@@ -27,6 +27,8 @@ const POLL: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Job {
+    /// librdkafka as most programs read with it: one record a call, bytes counted
+    Poll,
     /// librdkafka's fetch rate: the log's reader, bytes counted
     Read,
     /// The same, and the columns that the window job reads decoded
@@ -44,11 +46,20 @@ pub enum Job {
 }
 
 impl Job {
-    pub const ALL: [Job; 7] =
-        [Job::Read, Job::Decode, Job::Encode, Job::Produce, Job::Window, Job::Stateless, Job::Replay];
+    pub const ALL: [Job; 8] = [
+        Job::Poll,
+        Job::Read,
+        Job::Decode,
+        Job::Encode,
+        Job::Produce,
+        Job::Window,
+        Job::Stateless,
+        Job::Replay,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
+            Job::Poll => "poll",
             Job::Read => "read",
             Job::Decode => "decode",
             Job::Encode => "encode",
@@ -61,7 +72,8 @@ impl Job {
 
     pub fn describe(self) -> &'static str {
         match self {
-            Job::Read => "read: librdkafka, bytes counted",
+            Job::Poll => "poll: librdkafka, one record a call",
+            Job::Read => "read: librdkafka, the log's reader",
             Job::Decode => "decode: read + JSON of the columns that the windows need",
             Job::Encode => "encode: the stateless job's rows as JSON",
             Job::Produce => "produce: these, to a topic of 4 partitions",
@@ -120,6 +132,7 @@ pub fn run(job: Job, setting: &Setting) -> Result<Measured> {
     std::fs::create_dir_all(&scratch)?;
     let bench = Bench { setting, log, name, scratch };
     let measured = match job {
+        Job::Poll => alone::poll(bench.setting),
         Job::Read => bench.read(),
         Job::Decode => bench.decode(),
         Job::Encode => alone::encode(bench.setting),

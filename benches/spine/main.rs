@@ -4,7 +4,7 @@
 //! bids      the records: generated, written to a topic, and what the jobs must make of them
 //! meter     CPU, memory and time of one job
 //! jobs      read, decode, window, stateless, replay: each in a process of its own
-//! alone     encode, produce: the last two steps of the stateless job, by themselves
+//! alone     steps by themselves: poll, encode, produce
 //! report    the table and target/bench.json
 //!
 //! latency   record in → refined record visible, at a steady rate

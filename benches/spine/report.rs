@@ -43,12 +43,18 @@ impl Report {
         limit.map(|(_, limit)| measured.cpu_seconds / limit.cpu_seconds)
     }
 
+    fn cpu(&self, job: Job) -> Option<f64> {
+        self.jobs.iter().find(|(known, _)| *known == job).map(|(_, measured)| measured.cpu_seconds)
+    }
+
     /// How much of a job's CPU the steps that it can't do without take, each measured alone.
     fn share(&self, job: Job, limits: &[Job]) -> Option<f64> {
-        let cpu = |wanted: Job| {
-            self.jobs.iter().find(|(job, _)| *job == wanted).map(|(_, measured)| measured.cpu_seconds)
-        };
-        Some(limits.iter().map(|&limit| cpu(limit)).sum::<Option<f64>>()? / cpu(job)?)
+        Some(limits.iter().map(|&limit| self.cpu(limit)).sum::<Option<f64>>()? / self.cpu(job)?)
+    }
+
+    /// The same of reading and decoding, if records were read as most programs read them.
+    fn share_as_polled(&self, job: Job) -> Option<f64> {
+        Some((self.cpu(Job::Poll)? + self.cpu(Job::Decode)? - self.cpu(Job::Read)?) / self.cpu(job)?)
     }
 
     pub fn table(&self) -> String {
@@ -80,6 +86,11 @@ impl Report {
             if let Some(share) = self.share(job, limits) {
                 let names: Vec<&str> = limits.iter().map(|limit| limit.name()).collect();
                 let _ = writeln!(table, "\n{}: {:.0} % of {}", job.name(), share * 100.0, names.join(" + "));
+            }
+        }
+        for job in [Job::Window, Job::Replay] {
+            if let Some(share) = self.share_as_polled(job) {
+                let _ = writeln!(table, "\n{}: {:.0} % of poll + decode - read", job.name(), share * 100.0);
             }
         }
         table.push_str("\nChecked row by row:\n");
