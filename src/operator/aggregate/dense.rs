@@ -6,7 +6,8 @@
 //! A hash table of so many groups is in no near cache; this one takes 4 bytes a place, and nothing is compared. Within a
 //! window places are in the order of the keys.
 //!
-//! Invariant: there are at most [`PLACES_PER_GROUP_MAX`] places a group, or [`PLACES_MIN`].
+//! Invariant: there are at most [`PLACES_PER_GROUP_MAX`] places a group; or, at first, when most groups are yet to come,
+//! [`PLACES_PER_ROW_MAX`] a row, and [`PLACES_MIN`] at most.
 
 use std::ops::RangeInclusive;
 
@@ -21,6 +22,7 @@ use crate::record::Micros;
 
 /// As much memory a group as the hash table takes, more or less.
 const PLACES_PER_GROUP_MAX: usize = 16;
+const PLACES_PER_ROW_MAX: usize = 256;
 const PLACES_MIN: usize = 1 << 17;
 const NO_GROUP: u32 = u32::MAX;
 
@@ -129,7 +131,8 @@ impl Dense {
             frame.shift = bits;
             bits += frame.bits;
         }
-        let most = PLACES_MIN.max(groups.saturating_mul(PLACES_PER_GROUP_MAX)).min(1 << 31);
+        let at_first = (groups + ends.len()).saturating_mul(PLACES_PER_ROW_MAX).min(PLACES_MIN);
+        let most = at_first.max(groups.saturating_mul(PLACES_PER_GROUP_MAX)).min(1 << 31);
         let fit = |windows: usize| bits < u32::BITS && windows <= most >> bits;
         let mut last = None;
         for &end in ends {
