@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use headwater::config::{S3, Secret};
 use headwater::engine::{Counters, OffsetMetadata};
 use headwater::log::kafka::{KafkaLog, KafkaOptions};
-use headwater::log::{Event, Log, Outgoing};
+use headwater::log::{Event, Log, LogError, Outgoing};
 use headwater::objects::Location;
 use headwater::record::{OwnedRecord, TopicPartition};
 
@@ -282,7 +282,8 @@ pub fn letters(log: &dyn Log, topic: &str) -> Vec<String> {
 /// The sum of the counters that a group has committed with its offsets of a topic; each balances.
 pub fn counters(log: &dyn Log, group: &str, topic: &str) -> Counters {
     // The broker may be coming back just now.
-    let count = until("the topic", || log.partitions(topic).ok().flatten());
+    let said = |error: &LogError| println!("asking for {topic}: {error}");
+    let count = until("the topic", || log.partitions(topic).inspect_err(said).ok().flatten());
     let partitions: Vec<_> = (0..count).map(|number| TopicPartition::new(topic, number)).collect();
     let positions = until("the committed offsets", || log.committed(group, &partitions).ok());
     let mut sum = Counters::default();
