@@ -7,8 +7,9 @@
 //! body        rows: each column's form (`narrow.rs`), metadata length u32, Arrow IPC record batch │ watermark: i64
 //! ```
 //! All integers are little-endian. A batch carries no schema: both sides have it from the plan, and the
-//! fingerprint says that they mean the same one. Numbers are narrowed; compressing is left to the producer, which does it whole batches at a time. Format 1, which is read as well, has no forms, and at first had
-//! columns that were compressed each by itself (lz4).
+//! fingerprint says that they mean the same one. Numbers are narrowed; compressing is left to the producer, which
+//! does it whole batches at a time. Format 1, which is read as well, has no forms, and at first had columns that were
+//! compressed each by itself (lz4).
 //!
 //! What a message says of itself is not believed (`layout.rs`): a topic can be written by anybody.
 //!

@@ -104,19 +104,17 @@ pub(super) fn read_forms(fields: &Fields, reader: &mut Reader<'_>) -> Result<Vec
             LIKE => Form::Like(u16::from_le_bytes(reader.array()?), Scale::read(reader)?),
             width => Form::Narrow(width, Scale::read(reader)?),
         };
-        let can_be = match form {
-            Form::Plain => true,
-            Form::Narrow(width, _) => {
-                type_of(width).is_some()
-                    && bytes_of(field.data_type()).is_some_and(|bytes| usize::from(width) < bytes)
-            }
+        let width = match form {
+            Form::Plain => None,
+            Form::Narrow(width, _) => type_of(width).map(|_| width),
             Form::Like(other, _) => match forms.get(usize::from(other)) {
-                Some(&Form::Narrow(width, _)) => {
-                    bytes_of(field.data_type()).is_some_and(|bytes| usize::from(width) < bytes)
-                }
-                _ => false,
+                Some(&Form::Narrow(width, _)) => Some(width),
+                _ => None,
             },
         };
+        let is_narrower =
+            |width: u8| bytes_of(field.data_type()).is_some_and(|bytes| usize::from(width) < bytes);
+        let can_be = form == Form::Plain || width.is_some_and(is_narrower);
         if !can_be {
             return Err(damaged(format!("column {} is of a form that it cannot have", field.name())));
         }

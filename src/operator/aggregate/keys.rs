@@ -39,7 +39,11 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn new(spec: &AggregateSpec) -> Result<Self> {
-        let others = other_groups(spec).map(|group| spec.groups[group].field.data_type().clone());
+        Self::of(other_groups(spec).map(|group| spec.groups[group].field.data_type().clone()))
+    }
+
+    /// `others`: the types of the key columns but the window's end.
+    fn of(others: impl Iterator<Item = DataType>) -> Result<Self> {
         let types = std::iter::once(DataType::Int64).chain(others);
         let converter = RowConverter::new(types.map(SortField::new).collect())?;
         let rows = converter.empty_rows(0, 0);
@@ -278,20 +282,8 @@ mod tests {
 
     const TYPES: [DataType; 3] = [DataType::Int64, DataType::UInt8, DataType::UInt64];
 
-    fn keys(types: &[DataType]) -> Keys {
-        let types = std::iter::once(&DataType::Int64).chain(types).cloned();
-        let converter = RowConverter::new(types.map(SortField::new).collect()).expect("types that sort");
-        Keys {
-            rows: converter.empty_rows(0, 0),
-            converter,
-            dense: Dense::default(),
-            is_hashed: false,
-            table: HashTable::new(),
-            bytes: Vec::new(),
-            key_ends: Vec::new(),
-            unwritten: Vec::new(),
-            window_ends: Vec::new(),
-        }
+    fn keys() -> Keys {
+        Keys::of(TYPES.into_iter()).expect("types that sort")
     }
 
     fn columns(rows: &[(i64, Option<i64>, u8)]) -> Vec<ArrayRef> {
@@ -305,7 +297,7 @@ mod tests {
 
     #[test]
     fn keys_that_lie_close_together_are_not_hashed() {
-        let mut keys = keys(&TYPES);
+        let mut keys = keys();
         let mut number = |rows: &[(i64, Option<i64>, u8)]| {
             let mut groups = Vec::new();
             keys.number(&columns(rows), &mut groups).expect("numbers");
@@ -337,7 +329,7 @@ mod tests {
             ),
             clear_after in 0..8usize,
         ) {
-            let mut keys = keys(&TYPES);
+            let mut keys = keys();
             let (mut seen, mut order) = (BTreeMap::new(), Vec::new());
             for (number, (first, spread, nulls, rows)) in batches.into_iter().enumerate() {
                 let rows: Vec<_> = rows
