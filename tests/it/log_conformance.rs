@@ -2,6 +2,7 @@
 //!
 //! The checks share one cluster per implementation and run at once, so each uses topics and groups of its own.
 
+mod lost_brokers;
 mod members;
 mod reading;
 mod transactions;

@@ -4,7 +4,6 @@
 //! cluster is an error that names the brokers.
 
 use std::collections::BTreeMap;
-use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
@@ -17,6 +16,12 @@ use crate::log::{Bounds, LogError, Result, TopicInfo, TopicSpec};
 use crate::record::TopicPartition;
 
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that knows no broker waits for one as long as it may, so it may for a part of the time, and is given its
+/// brokers again.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// How often a client is asked whether it knows a broker, when nothing else tells.
+pub(super) const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// The questions, asked by one consumer that belongs to no group.
 pub(super) struct Admin {
     pub client: std::sync::Arc<Client>,
@@ -59,18 +64,42 @@ impl Admin {
 
     fn metadata(&self, topic: Option<&str>, timeout: Duration) -> Result<Vec<TopicMetadata>> {
         let handle = topic.map(|topic| TopicHandle::new(&self.client, topic)).transpose()?;
-        let raw_topic = handle.as_ref().map_or(std::ptr::null_mut(), TopicHandle::raw);
+        let asked = || handle.as_ref().map_or(Asked::All, Asked::One);
+        let deadline = Instant::now() + timeout;
+        let mut attempt = ATTEMPT;
+        loop {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            match self.metadata_once(asked(), rest.min(attempt)) {
+                Err(Code::RD_KAFKA_RESP_ERR__TRANSPORT) if rest > attempt => self.client.recall_brokers(),
+                // A broker takes its time.
+                Err(Code::RD_KAFKA_RESP_ERR__TIMED_OUT) if rest > attempt => attempt = rest,
+                outcome => {
+                    return outcome.map_err(|code| self.client.error(code, "cluster metadata", ""));
+                }
+            }
+        }
+    }
+
+    /// Asks for metadata and does not wait for them; names the brokers anew if there is none to ask.
+    pub fn probe(&self, asked: Asked<'_>) {
+        if let Err(Code::RD_KAFKA_RESP_ERR__TRANSPORT) = self.metadata_once(asked, Duration::ZERO) {
+            self.client.recall_brokers();
+        }
+    }
+
+    fn metadata_once(&self, asked: Asked<'_>, timeout: Duration) -> Result<Vec<TopicMetadata>, Code> {
+        let (all, topic) = match asked {
+            Asked::All => (1, std::ptr::null_mut()),
+            Asked::Used => (0, std::ptr::null_mut()),
+            Asked::One(topic) => (0, topic.raw()),
+        };
         let mut metadata: *const sys::rd_kafka_metadata = std::ptr::null();
         // SAFETY: the client and the topic are live; the metadata is copied out, then destroyed once.
         unsafe {
-            let code = sys::rd_kafka_metadata(
-                self.client.raw(),
-                c_int::from(topic.is_none()),
-                raw_topic,
-                &mut metadata,
-                millis(timeout),
-            );
-            self.client.check(code, "cluster metadata")?;
+            let code = sys::rd_kafka_metadata(self.client.raw(), all, topic, &mut metadata, millis(timeout));
+            if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return Err(code);
+            }
             let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
             let found = (0..count)
                 .map(|i| {
@@ -420,6 +449,15 @@ fn is_moving(code: Code) -> bool {
             | RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH
             | RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
     )
+}
+
+/// Which topics metadata are asked of.
+pub(super) enum Asked<'a> {
+    All,
+    /// The ones that the client has handles of. For one that has had handles and has none any more, librdkafka would let
+    /// the cluster create topics that it remembers.
+    Used,
+    One(&'a TopicHandle),
 }
 
 struct TopicMetadata {

@@ -21,6 +21,8 @@ use crate::record::TopicPartition;
 pub(super) const OUTAGE_MAX: Duration = Duration::from_secs(60);
 /// A process has many clients, and they all find out at once.
 const WARN_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// librdkafka keeps every list of brokers that it is given.
+const RECALL_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Says that it is being waited.
 pub(super) fn warn_of_outage(brokers: &str) {
@@ -50,6 +52,7 @@ pub(super) struct Context {
     brokers: OnceLock<String>,
     /// Since when no broker can be reached, as far as is known: librdkafka does not say when one is back.
     down_since: Mutex<Option<Instant>>,
+    recalled: Mutex<Option<Instant>>,
     pub rebalances: Rebalances,
 }
 
@@ -170,7 +173,28 @@ impl Client {
         self.raw.as_ptr()
     }
 
-    /// The error for a code that the cluster or the client gave.
+    /// Names the brokers anew to a client that may have none left.
+    ///
+    /// librdkafka (2.12) forgets every broker that a metadata response does not list, and starts over from
+    /// `bootstrap.servers` only when connections fail. For a moment a cluster may list topics and no brokers (one broker
+    /// alone that stood still for longer than its session; an upgrade): after that a client knows nobody whom it could
+    /// ask, and says nothing of it (<https://github.com/confluentinc/librdkafka/issues/5301>). Brokers that it knows are
+    /// left as they are.
+    pub fn recall_brokers(&self) {
+        let mut recalled = lock(&self.context.recalled);
+        if recalled.is_some_and(|at| at.elapsed() < RECALL_AGAIN_AFTER) {
+            return;
+        }
+        *recalled = Some(Instant::now());
+        // Without a zero byte, or there were no client.
+        if let Ok(brokers) = c_string(&self.brokers) {
+            // SAFETY: the client is live; the list is copied.
+            unsafe { sys::rd_kafka_brokers_add(self.raw(), brokers.as_ptr()) };
+        }
+    }
+
+    /// The error for a code that the cluster or the client gave. If nobody was reached, the brokers are named anew:
+    /// the next attempt may find them.
     pub fn error(&self, code: Code, what: &str, detail: &str) -> LogError {
         use Code::*;
         let text = if detail.is_empty() { code_text(code) } else { detail.to_owned() };
@@ -182,6 +206,7 @@ impl Client {
             | RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE
             | RD_KAFKA_RESP_ERR__MSG_TIMED_OUT
             | RD_KAFKA_RESP_ERR__WAIT_COORD => {
+                self.recall_brokers();
                 let last = lock(&self.context.last_error);
                 let last = if last.is_empty() { String::new() } else { format!(" ({last})") };
                 LogError::Unreachable {

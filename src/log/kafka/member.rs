@@ -42,13 +42,8 @@ impl KafkaMember {
     pub fn join(consumer: Client, producer: Client, options: MemberOptions, secure: bool) -> Result<Self> {
         let sender = Sender::new(producer)?;
         init_transactions(&sender.client, &options.instance)?;
-        let consumer = Consumer::new(consumer)?;
-        let topics: Vec<TopicPartition> =
-            options.topics.iter().map(|topic| TopicPartition::new(topic.as_str(), -1)).collect();
-        let list = PartitionList::of(&topics)?;
-        // SAFETY: a live consumer and a live list, which is copied.
-        let code = unsafe { sys::rd_kafka_subscribe(consumer.client.raw(), list.raw()) };
-        consumer.client.check(code, &format!("join group '{}'", options.group))?;
+        let mut consumer = Consumer::new(consumer)?;
+        consumer.subscribe(&options.group, &options.topics)?;
         Ok(Self { consumer, sender, options, secure, open: false, fence: None })
     }
 

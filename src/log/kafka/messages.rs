@@ -33,6 +33,10 @@ impl Message {
     pub fn code(&self) -> Code {
         self.raw().err
     }
+    /// A record, or the end of a partition; and not an error, which may be the client's own.
+    pub fn is_from_a_broker(&self) -> bool {
+        matches!(self.code(), Code::RD_KAFKA_RESP_ERR_NO_ERROR | Code::RD_KAFKA_RESP_ERR__PARTITION_EOF)
+    }
     pub fn offset(&self) -> i64 {
         self.raw().offset
     }

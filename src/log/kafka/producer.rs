@@ -1,4 +1,5 @@
-//! Producing: records are handed to librdkafka in batches, and a thread of its own takes the failures.
+//! Producing: records are handed to librdkafka in batches, and a thread of its own takes the failures and sees to it
+//! that there is a broker.
 //!
 //! Invariant: a record that was not delivered is never forgotten: the first failure is kept until a flush or
 //! an abort has reported it, with its topic and size.
@@ -14,6 +15,7 @@ use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 use sys::rd_kafka_vtype_t as Tag;
 
+use super::admin::{Admin, Asked, PROBE_AGAIN_AFTER};
 use super::client::{Client, Failure, c_string, code_text, is_denied, lock, millis, text_of};
 use super::request::TopicHandle;
 use crate::log::{LogError, Outgoing, Producer, Result};
@@ -121,13 +123,21 @@ impl Sender {
         let queue = Arc::new(Queue(unsafe { sys::rd_kafka_queue_get_main(client.raw()) }));
         let failures = Arc::new(Failures::default());
         let stop = Arc::new(AtomicBool::new(false));
-        let served = (queue.clone(), client.clone(), failures.clone(), stop.clone());
+        let admin = Admin { client: client.clone() };
+        let served = (queue.clone(), admin, failures.clone(), stop.clone());
         let poller = std::thread::Builder::new()
             .name("kafka-deliveries".into())
             .spawn(move || {
-                let (queue, _client, failures, stop) = served;
+                let (queue, admin, failures, stop) = served;
+                let mut probed = Instant::now();
                 while !stop.load(Ordering::Acquire) {
                     serve(&queue, &failures);
+                    // The owner may be inside a call that waits for a broker, however long (librdkafka 2.12 gives
+                    // offsets of a transaction no timeout while it looks for their coordinator).
+                    if probed.elapsed() > PROBE_AGAIN_AFTER {
+                        admin.probe(Asked::Used);
+                        probed = Instant::now();
+                    }
                 }
                 drop(queue);
             })

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 
-use super::admin::Admin;
+use super::admin::{Admin, Asked, PROBE_AGAIN_AFTER};
 use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, code_text, millis};
 use super::messages::{Message, Messages};
+use super::request::TopicHandle;
 use crate::log::{Event, LogError, Reader, Result};
 use crate::record::{Run, TopicPartition};
 
@@ -55,6 +56,10 @@ pub(super) struct Consumer {
     positions: HashMap<TopicPartition, i64>,
     paused: HashSet<TopicPartition>,
     errors: VecDeque<LogError>,
+    /// One that is read.
+    topic: Option<Arc<str>>,
+    /// Since when nothing has come, or since it was last asked whether anything can.
+    quiet_since: Instant,
     /// A reader joins no group; that it may not even ask for one is nothing to it.
     without_group: bool,
 }
@@ -74,6 +79,8 @@ impl Consumer {
             positions: HashMap::new(),
             paused: HashSet::new(),
             errors: VecDeque::new(),
+            topic: None,
+            quiet_since: Instant::now(),
             without_group: false,
         })
     }
@@ -83,12 +90,26 @@ impl Consumer {
         self
     }
 
+    /// Of which topics there will be partitions.
+    pub fn subscribe(&mut self, group: &str, topics: &[String]) -> Result<()> {
+        let topics: Vec<TopicPartition> =
+            topics.iter().map(|topic| TopicPartition::new(topic.as_str(), -1)).collect();
+        let list = PartitionList::of(&topics)?;
+        // SAFETY: a live consumer and a live list, which is copied.
+        let code = unsafe { sys::rd_kafka_subscribe(self.client.raw(), list.raw()) };
+        self.client.check(code, &format!("join group '{group}'"))?;
+        self.topic = topics.first().map(|partition| partition.topic.clone());
+        Ok(())
+    }
+
     pub fn poll(&mut self, timeout: Duration) -> Result<Vec<Event>> {
         if let Some(error) = self.errors.pop_front() {
             return Err(error);
         }
         let mut batch = Batch::default();
-        for message in self.consume(timeout) {
+        let messages = self.consume(timeout);
+        self.look_for_brokers(!messages.iter().any(Message::is_from_a_broker))?;
+        for message in messages {
             match message.code() {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR => batch.add(message),
                 Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => batch.end(message),
@@ -118,6 +139,19 @@ impl Consumer {
             }
             None => Ok(events),
         }
+    }
+
+    /// A consumer that has lost its brokers says nothing of them, like one for which there is nothing.
+    fn look_for_brokers(&mut self, is_quiet: bool) -> Result<()> {
+        if is_quiet && self.quiet_since.elapsed() < PROBE_AGAIN_AFTER {
+            return Ok(());
+        }
+        self.quiet_since = Instant::now();
+        if let Some(topic) = self.topic.as_ref().filter(|_| is_quiet) {
+            let topic = TopicHandle::new(&self.client, topic)?;
+            Admin { client: self.client.clone() }.probe(Asked::One(&topic));
+        }
+        Ok(())
     }
 
     /// Waits for the first message, then takes what is there: a batch call with a timeout returns only when
@@ -260,6 +294,7 @@ impl Consumer {
         self.client.check(code, "assign partitions")?;
         self.client.context.rebalances.forget_ends();
         self.positions = from.iter().cloned().collect();
+        self.topic = from.first().map(|(partition, _)| partition.topic.clone());
         self.errors.clear();
         Ok(())
     }
