@@ -4,13 +4,16 @@
 
 mod lost_brokers;
 mod members;
+mod proxy;
 mod reading;
 mod transactions;
 mod writing;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use headwater::broker::{Broker, Options};
 use headwater::log::kafka::{KafkaLog, KafkaOptions};
@@ -21,6 +24,7 @@ use headwater::log::{
 use headwater::record::{OwnedRecord, TopicPartition};
 use tempfile::TempDir;
 
+use self::proxy::Proxy;
 use crate::support::{real_kafka, unique, until};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -132,6 +136,63 @@ fn an_unknown_property_is_named() {
     };
     let error = KafkaLog::connect(&options).err().expect("not a property").to_string();
     assert!(error.contains("no.such.thing"), "{error}");
+}
+
+/// A machine that does not come back leaves a transaction until its time is over, longer than librdkafka waits.
+fn a_transaction_left_open_is_waited_for(broker: SocketAddr) {
+    let proxy = Proxy::start(broker);
+    let log = |address: SocketAddr| {
+        let options = KafkaOptions {
+            brokers: address.to_string(),
+            properties: BTreeMap::new(),
+            client_id: "left-open".into(),
+        };
+        KafkaLog::connect(&options).unwrap()
+    };
+    let (behind, direct) = (log(proxy.address), log(broker));
+    let partitions = topic(&direct, "left-open", 2);
+    let group = unique("left-open");
+    direct.commit_offsets(&group, &[(partitions[0].clone(), at(3, ""))]).unwrap();
+    let options = MemberOptions {
+        // Kafka looks for those whose time is over every ten seconds.
+        transaction_timeout: Duration::from_secs(14),
+        ..options(&group, &group, &partitions[0])
+    };
+    let mut worker = Worker::join(&behind, &options);
+    worker.await_partitions(2);
+    worker.member.begin().unwrap();
+    worker.member.produce(&partitions[1], &[value("result")]).unwrap();
+    proxy.keeps_open.store(true, Ordering::SeqCst);
+    let fence = worker.fence.clone().unwrap();
+    std::thread::scope(|scope| {
+        let member = &mut worker.member;
+        let offsets = [(partitions[0].clone(), at(7, ""))];
+        scope.spawn(move || member.commit(&fence, &offsets).unwrap_err());
+        // Its offsets have come to the group by now.
+        std::thread::sleep(Duration::from_secs(2));
+        let since = Instant::now();
+        let committed = direct.committed(&group, &partitions).unwrap();
+        assert_eq!(committed[0].as_ref().unwrap().offset, 3);
+        assert!(since.elapsed() > Duration::from_secs(10), "it was not open for long: {:?}", since.elapsed());
+    });
+}
+
+#[test]
+fn the_embedded_brokers_transaction_left_open_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
+    a_transaction_left_open_is_waited_for(broker.address());
+}
+
+#[test]
+fn kafkas_transaction_left_open_is_waited_for() {
+    if let Some(address) = real_kafka() {
+        // At another machine it could not be told from the proxy.
+        if address.starts_with("127.0.0.1:") {
+            a_transaction_left_open_is_waited_for(address.parse().unwrap());
+        }
+    }
 }
 
 /// What a broker's disk does not give back as it was written, librdkafka would skip.

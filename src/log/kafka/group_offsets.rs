@@ -3,6 +3,7 @@
 //! Invariant: offsets of a transaction that is being decided are waited for, not guessed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
@@ -18,12 +19,14 @@ use crate::record::TopicPartition;
 /// transaction timeout has passed.
 const STABLE_OFFSETS_TIMEOUT: Duration = Duration::from_secs(90);
 
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
 const NO_ERROR: Code = Code::RD_KAFKA_RESP_ERR_NO_ERROR;
 
 /// What a group has committed, asked by a client that names the group but never joins it. The admin request for
 /// it is not used: librdkafka 2.12 aborts the process when a coordinator goes away in the middle of one.
 pub(super) fn committed(
-    client: &Client,
+    client: &Arc<Client>,
     group: &str,
     partitions: &[TopicPartition],
 ) -> Result<Vec<Option<Position>>> {
@@ -47,18 +50,27 @@ pub(super) fn committed(
                 }
                 return Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect());
             }
-            // The coordinator moves, or is coming back.
-            Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT
-            | Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR
-            | Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE
-            | Code::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS
-                if Instant::now() < deadline =>
-            {
-                std::thread::sleep(Duration::from_millis(50));
+            code if is_moving(code) && Instant::now() < deadline => std::thread::sleep(RETRY_AFTER),
+            // librdkafka asks again by itself while a transaction is being decided, and says only that time is over:
+            // somebody who does not answer at all is told apart by another question.
+            Code::RD_KAFKA_RESP_ERR__TIMED_OUT if Instant::now() < deadline => {
+                Admin { client: Arc::clone(client) }.partitions(&partitions[0].topic)?;
             }
             code => return Err(client.error(code, &what, "")),
         }
     }
+}
+
+/// The group's coordinator is elsewhere, or is coming back.
+fn is_moving(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT
+            | RD_KAFKA_RESP_ERR_NOT_COORDINATOR
+            | RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE
+            | RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS
+    )
 }
 
 impl Admin {
@@ -66,15 +78,32 @@ impl Admin {
         if offsets.is_empty() {
             return Ok(());
         }
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        loop {
+            match self.commit_offsets_once(group, offsets) {
+                Err((code, _)) if is_moving(code) && Instant::now() < deadline => {
+                    std::thread::sleep(RETRY_AFTER);
+                }
+                outcome => return outcome.map_err(|(_, error)| error),
+            }
+        }
+    }
+
+    fn commit_offsets_once(
+        &self,
+        group: &str,
+        offsets: &[(TopicPartition, Position)],
+    ) -> Result<(), (Code, LogError)> {
+        let plain = |error| (Code::RD_KAFKA_RESP_ERR__INVALID_ARG, error);
         let what = format!("commit offsets of group '{group}'");
-        let name = c_string(group)?;
+        let name = c_string(group).map_err(plain)?;
         let mut list = PartitionList::new();
         for (partition, position) in offsets {
-            list.add(partition, Some(position.offset), Some(&position.metadata))?;
+            list.add(partition, Some(position.offset), Some(&position.metadata)).map_err(plain)?;
         }
         // SAFETY: name and list are copied.
         let mut raw = unsafe { sys::rd_kafka_AlterConsumerGroupOffsets_new(name.as_ptr(), list.raw()) };
-        let answer = self.request(
+        let answer = self.request_with_code(
             Operation::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS,
             &what,
             REQUEST_TIMEOUT,
@@ -91,7 +120,7 @@ impl Admin {
             let mut count = 0;
             let result = sys::rd_kafka_event_AlterConsumerGroupOffsets_result(answer.0);
             let groups = sys::rd_kafka_AlterConsumerGroupOffsets_result_groups(result, &mut count);
-            self.group_entries(groups, count, &what).map_err(|(_, error)| error)?;
+            self.group_entries(groups, count, &what)?;
         }
         Ok(())
     }

@@ -214,7 +214,7 @@ impl Log for KafkaLog {
         self.admin.offset_at(partition, timestamp_ms)
     }
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
-        group_offsets::committed(&*self.of_group(group)?, group, partitions)
+        group_offsets::committed(&self.of_group(group)?, group, partitions)
     }
     fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {
         self.admin.delete_before(offsets)
