@@ -19,7 +19,7 @@ use headwater::broker::{Broker, Options};
 use headwater::log::kafka::{KafkaLog, KafkaOptions};
 use headwater::log::memory::MemoryLog;
 use headwater::log::{
-    Event, Fence, Log, LogError, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec,
+    CommitError, Event, Fence, Log, LogError, Member, MemberOptions, Outgoing, Position, Reader, TopicSpec,
 };
 use headwater::record::{OwnedRecord, TopicPartition};
 use tempfile::TempDir;
@@ -193,6 +193,43 @@ fn kafkas_transaction_left_open_is_waited_for() {
             a_transaction_left_open_is_waited_for(address.parse().unwrap());
         }
     }
+}
+
+/// librdkafka waits for a coordinator without end. A successor goes on.
+#[test]
+fn a_coordinator_that_is_not_found_fails_the_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
+    let proxy = Proxy::start(broker.address());
+    let log = KafkaLog::connect(&KafkaOptions {
+        brokers: proxy.address.to_string(),
+        properties: BTreeMap::new(),
+        client_id: "no-coordinator".into(),
+    })
+    .unwrap();
+    let partitions = topic(&log, "no-coordinator", 2);
+    let group = unique("no-coordinator");
+    let options = MemberOptions {
+        transaction_timeout: Duration::from_secs(3),
+        ..options(&group, &group, &partitions[0])
+    };
+    let mut outcomes = Vec::new();
+    for hidden in [true, false] {
+        let mut worker = Worker::join(&log, &options);
+        worker.await_partitions(2);
+        worker.member.begin().unwrap();
+        worker.member.produce(&partitions[1], &[value("result")]).unwrap();
+        proxy.keeps_coordinators.store(hidden, Ordering::SeqCst);
+        let fence = worker.fence.clone().unwrap();
+        outcomes.push(worker.member.commit(&fence, &[(partitions[0].clone(), at(7, ""))]));
+        proxy.keeps_coordinators.store(false, Ordering::SeqCst);
+    }
+    assert!(
+        matches!(&outcomes[..], [Err(CommitError::Unknown(why)), Ok(())] if why.contains(&group)),
+        "{outcomes:?}"
+    );
+    assert_eq!(read_all(&log, &partitions[1]), ["result"]);
 }
 
 /// What a broker's disk does not give back as it was written, librdkafka would skip.

@@ -78,6 +78,43 @@ impl KafkaMember {
         }))
     }
 
+    /// Adds offsets to the transaction; `Err` if that does not come back.
+    ///
+    /// On a thread of its own, which may stay behind with the client: librdkafka (2.12) gives the request for the
+    /// group's coordinator no timeout, and repeats it only when a connection comes or goes. By then the transaction's
+    /// time is over, and a successor of this member fences what may still be sent.
+    fn send_offsets(
+        &self,
+        list: PartitionList,
+        metadata: Arc<GroupMetadata>,
+    ) -> Result<Result<(), Failure>, CommitError> {
+        let (client, timeout) = (Arc::clone(&self.sender.client), self.options.transaction_timeout);
+        let (done, sent) = mpsc::channel();
+        let send = move || {
+            let outcome = retry(&client.brokers, timeout, |rest| {
+                // SAFETY: producer, list and metadata are live for the call.
+                unsafe {
+                    sys::rd_kafka_send_offsets_to_transaction(
+                        client.raw(),
+                        list.raw(),
+                        metadata.raw(),
+                        millis(rest),
+                    )
+                }
+            });
+            // Nobody listens any more when it took too long.
+            let _ = done.send(outcome);
+        };
+        std::thread::Builder::new()
+            .name("kafka-offsets".into())
+            .spawn(send)
+            .map_err(|error| CommitError::Aborted(format!("no thread: {error}")))?;
+        sent.recv_timeout(timeout + SLICE).map_err(|_| {
+            let group = &self.options.group;
+            CommitError::Unknown(format!("the coordinator of group '{group}' did not take the offsets"))
+        })
+    }
+
     fn raw_producer(&self) -> *mut sys::rd_kafka_t {
         self.sender.client.raw()
     }
@@ -209,7 +246,7 @@ impl Member for KafkaMember {
         if offsets.is_empty() {
             return Err(CommitError::Aborted("it has no offsets, so nothing would fence it".into()));
         }
-        let Some(metadata) = fence.0.downcast_ref::<GroupMetadata>() else {
+        let Ok(metadata) = Arc::clone(&fence.0).downcast::<GroupMetadata>() else {
             return Err(CommitError::Aborted("its fence is of another log".into()));
         };
         if let Some(undelivered) = self.sender.failure() {
@@ -221,16 +258,9 @@ impl Member for KafkaMember {
             list.add(partition, Some(position.offset), Some(&position.metadata))
                 .map_err(|error| CommitError::Aborted(error.to_string()))?;
         }
+        self.send_offsets(list, metadata)?.map_err(|failure| self.commit_error(&failure, fence, false))?;
         let producer = self.raw_producer();
-        let (brokers, timeout) = (&self.sender.client.brokers, self.options.transaction_timeout);
-        retry(brokers, timeout, |rest| {
-            // SAFETY: producer, list and metadata are live for the call.
-            unsafe {
-                sys::rd_kafka_send_offsets_to_transaction(producer, list.raw(), metadata.raw(), millis(rest))
-            }
-        })
-        .map_err(|failure| self.commit_error(&failure, fence, false))?;
-        retry(brokers, timeout, |rest| {
+        retry(&self.sender.client.brokers, self.options.transaction_timeout, |rest| {
             // SAFETY: a live producer.
             unsafe { sys::rd_kafka_commit_transaction(producer, millis(rest)) }
         })

@@ -1,7 +1,6 @@
 //! Groups: assignment, fencing, taking over.
 
 use super::*;
-use headwater::log::{CommitError, LogError};
 
 pub fn nothing_is_read_before_start(log: &dyn Log) {
     let partitions = topic(log, "start", 2);

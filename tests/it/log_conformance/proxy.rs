@@ -15,8 +15,10 @@ const END_TXN: i16 = 26;
 
 pub struct Proxy {
     pub address: SocketAddr,
-    /// Whether the ends of transactions are kept from the broker.
+    /// Whether the ends of transactions are kept from the broker, …
     pub keeps_open: AtomicBool,
+    /// … and questions for coordinators.
+    pub keeps_coordinators: AtomicBool,
     hides: AtomicBool,
     hidden: AtomicUsize,
 }
@@ -25,8 +27,13 @@ impl Proxy {
     pub fn start(broker: SocketAddr) -> Arc<Self> {
         let address = SocketAddr::from((PROXY, broker.port()));
         let listener = TcpListener::bind(address).unwrap();
-        let (keeps_open, hides) = (AtomicBool::new(false), AtomicBool::new(false));
-        let proxy = Arc::new(Self { address, keeps_open, hides, hidden: AtomicUsize::new(0) });
+        let proxy = Arc::new(Self {
+            address,
+            keeps_open: AtomicBool::new(false),
+            keeps_coordinators: AtomicBool::new(false),
+            hides: AtomicBool::new(false),
+            hidden: AtomicUsize::new(0),
+        });
         let shared = Arc::clone(&proxy);
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -47,7 +54,12 @@ impl Proxy {
             while let Some(frame) = frame(&mut from) {
                 let number = |at| i16::from_be_bytes([frame[at], frame[at + 1]]);
                 let (key, version) = (number(0), number(2));
-                if key == END_TXN && proxy.keeps_open.load(Ordering::SeqCst) {
+                let kept = match key {
+                    END_TXN => proxy.keeps_open.load(Ordering::SeqCst),
+                    FIND_COORDINATOR => proxy.keeps_coordinators.load(Ordering::SeqCst),
+                    _ => false,
+                };
+                if kept {
                     continue;
                 }
                 noted.lock().unwrap().insert(correlation(&frame[4..]), (key, version));
