@@ -72,6 +72,8 @@ pub enum Fault {
     TiesByArrival,
     /// R12: what an aborted epoch has counted stays counted.
     CountersOutliveAbort,
+    /// R12: windows that rows came too late for are counted, and not named.
+    ExpiredUnnamed,
     /// R14: everybody waits for the slowest, whether it can move or not.
     WaitForAll,
     /// R14: how far other processes are is not looked at.

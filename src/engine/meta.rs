@@ -4,6 +4,7 @@
 //! topology                          what its state is, and where it began
 //! version/ID                        what a version writes
 //! start/TOPIC/PARTITION/OFFSET      where a version began in a partition
+//! expired/VIEW/END/TOPIC/PARTITION  a window that rows of an origin came too late for, past its retention
 //! ```
 //! Invariant: the first record is in the topology's first transaction, so a topology that has committed
 //! anything has one.
@@ -17,6 +18,7 @@ use crate::log::{Log, Span, read_spans};
 use crate::plan::Plan;
 use crate::record::TopicPartition;
 
+use super::expired::ExpiredWindow;
 use super::topics::TopicNames;
 use super::versions::{TopologyVersion, VersionStart};
 use super::{EngineError, Result, check_format};
@@ -24,6 +26,7 @@ use super::{EngineError, Result, check_format};
 const TOPOLOGY_KEY: &str = "topology";
 const VERSION_KEY: &str = "version/";
 const START_KEY: &str = "start/";
+const EXPIRED_KEY: &str = "expired/";
 const VERSION: u32 = 1;
 
 /// A record of the meta topic: key and value.
@@ -38,6 +41,8 @@ pub struct Meta {
     newest: Option<String>,
     /// In the order in which they were written.
     pub starts: Vec<VersionStart>,
+    /// In the order in which they were written; one of a window and origin may stand there again.
+    pub expired: Vec<ExpiredWindow>,
 }
 
 /// What a topology's state is, and was from its beginning.
@@ -110,6 +115,13 @@ impl VersionStart {
     }
 }
 
+impl ExpiredWindow {
+    pub fn entry(&self) -> Result<MetaEntry> {
+        let Self { view, window_end, topic, partition, .. } = self;
+        Ok((format!("{EXPIRED_KEY}{view}/{window_end}/{topic}/{partition}").into(), bytes(self)?))
+    }
+}
+
 impl Meta {
     /// What the topology's meta topic holds; `None` where it has never committed.
     pub fn read(plan: &Plan, log: &dyn Log) -> Result<Option<Self>> {
@@ -140,6 +152,7 @@ impl Meta {
         let mut topology = None;
         let (mut versions, mut newest) = (BTreeMap::new(), None);
         let mut starts: Vec<VersionStart> = Vec::new();
+        let mut expired = Vec::new();
         for (key, value) in entries {
             let Ok(key) = String::from_utf8(key) else { continue };
             if key == TOPOLOGY_KEY {
@@ -156,9 +169,11 @@ impl Meta {
                         != (&start.topic, start.partition, start.offset)
                 });
                 starts.push(start);
+            } else if key.starts_with(EXPIRED_KEY) {
+                expired.push(parse(&value, partition)?);
             }
         }
-        Ok(topology.map(|topology| Self { topology, versions, newest, starts }))
+        Ok(topology.map(|topology| Self { topology, versions, newest, starts, expired }))
     }
 }
 

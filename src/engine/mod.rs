@@ -17,6 +17,7 @@
 //! machine.rs            what a process takes from its machine: time, threads, a state directory
 //! replay.rs             the same tasks on bounded offsets with the exchange in memory
 //! simulation/           (tests) the engine in a world that one seed decides
+//! expired.rs            windows that rows came too late for
 //! offsets.rs, meta.rs   what rides with offsets; what the topology remembers of itself
 //! rejects.rs            the share of rejects among the last records
 //! redriven.rs           which originals were redriven, and are not to be counted again
@@ -36,6 +37,7 @@ mod assignment;
 mod checkpointing;
 mod drift;
 pub mod exchange;
+mod expired;
 mod ingest;
 mod keyed;
 mod machine;
@@ -59,6 +61,7 @@ mod until_end;
 mod versions;
 mod worker;
 
+pub use expired::{ExpiredWindow, ExpiredWindows};
 pub use ingest::{DeadRecord, LateRecord};
 pub use meta::{Meta, MetaRecord};
 pub use offsets::{Counters, OffsetMetadata};
@@ -94,21 +97,6 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Rows that came after their window's retention are named: a replay repairs them.
-    fn report_expired(&self) {
-        for (origin, expired) in &self.expired {
-            tracing::warn!(
-                "state_expired: {} rows of {origin} (offsets {}..={}) came for a window of view '{}' (end {}) that is \
-                 past retention; the next replay repairs it",
-                expired.rows,
-                expired.first_offset,
-                expired.last_offset,
-                expired.view,
-                expired.window_end
-            );
-        }
-    }
-
     fn take_rows(&mut self, passed: &mut Passed) {
         self.sinks.append(&mut passed.sinks);
         self.exchanges.append(&mut passed.exchanges);

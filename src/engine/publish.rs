@@ -410,12 +410,7 @@ fn late_headers(record: &LateRecord) -> Vec<Header> {
         Header::text("headwater.source.partition", record.source.partition.to_string()),
         Header::text("headwater.source.offset", record.record.offset.to_string()),
         Header::text("headwater.views", record.views.join(",")),
-        Header::text("headwater.watermark", timestamp(record.watermark)),
+        Header::text("headwater.watermark", crate::time::iso8601(record.watermark)),
         Header::text("headwater.reason", "late"),
     ]
-}
-
-fn timestamp(micros: i64) -> String {
-    chrono::DateTime::from_timestamp_micros(micros)
-        .map_or_else(|| micros.to_string(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
 }

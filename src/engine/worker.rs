@@ -20,6 +20,7 @@ use crate::planted::{Fault, planted};
 use crate::record::{Run, TopicPartition};
 
 use super::checkpointing::{Wait, begin_checkpoint, finish_checkpoint, hurry};
+use super::expired::{EpochExpired, ExpiredWindow};
 use super::meta::MetaEntry;
 use super::recovery::Task;
 use super::run::{Shared, TRANSACTION_TIMEOUT};
@@ -53,6 +54,8 @@ struct Epoch {
     bytes: u64,
     /// Rows that failed a check with `otherwise: warn`; shown once they are committed.
     warned: BTreeMap<Arc<str>, u64>,
+    /// Named once they are committed.
+    expired: EpochExpired,
 }
 
 pub struct Worker {
@@ -287,7 +290,13 @@ impl Worker {
         if self.epoch.is_none() {
             self.member.begin()?;
             let began = self.shared.machine.now();
-            self.epoch = Some(Epoch { began, records: 0, bytes: 0, warned: BTreeMap::new() });
+            self.epoch = Some(Epoch {
+                began,
+                records: 0,
+                bytes: 0,
+                warned: BTreeMap::new(),
+                expired: EpochExpired::default(),
+            });
         }
         Ok(())
     }
@@ -302,7 +311,7 @@ impl Worker {
         slot.last_record = self.shared.machine.now();
         slot.step(run, &mut self.outputs)?;
         let warned = std::mem::take(&mut self.outputs.warned);
-        self.outputs.report_expired();
+        let expired = std::mem::take(&mut self.outputs.expired);
         slot.publisher.publish(&mut self.outputs, &mut *self.member)?;
         if let Some(epoch) = &mut self.epoch {
             epoch.records += run.records.len() as u64;
@@ -310,6 +319,7 @@ impl Worker {
             for (check, rows) in warned {
                 *epoch.warned.entry(check).or_default() += rows;
             }
+            expired.into_iter().for_each(|(origin, expired)| epoch.expired.add(origin, expired));
         }
         Ok(())
     }
@@ -367,6 +377,9 @@ impl Worker {
         let mut entries: Vec<MetaEntry> = meta.as_ref().map_or_else(Vec::new, |meta| meta.to_vec());
         let starts = offsets.iter().filter_map(|(partition, _)| self.slots[partition].version_start.as_ref());
         entries.extend(starts.map(VersionStart::entry).collect::<Result<Vec<_>>>()?);
+        if let Some(epoch) = self.epoch.as_ref().filter(|_| !planted(Fault::ExpiredUnnamed)) {
+            entries.extend(epoch.expired.windows().map(ExpiredWindow::entry).collect::<Result<Vec<_>>>()?);
+        }
         remember(&self.shared.names.meta, &mut *self.member, &entries)?;
         let committed = match (&self.fence, self.slots.is_empty()) {
             (Some(fence), false) => self.member.commit(fence, &offsets),
@@ -380,6 +393,7 @@ impl Worker {
         drop(meta);
         if let Some(epoch) = self.epoch.take() {
             self.shared.progress.warn(&epoch.warned);
+            epoch.expired.report();
         }
         self.last_commit = self.shared.machine.now();
         self.aborts = 0;

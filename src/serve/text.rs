@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::record::Micros;
+pub use crate::time::iso8601 as time;
 use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
 
 /// What stands where there is nothing to say.
@@ -46,12 +47,6 @@ pub fn duration(seconds: f64) -> String {
     };
     let text = humantime::format_duration(rounded).to_string();
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
-}
-
-/// An event time as ISO 8601, or its number where no calendar has it.
-pub fn time(micros: Micros) -> String {
-    chrono::DateTime::from_timestamp_micros(micros)
-        .map_or_else(|| micros.to_string(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
 }
 
 /// A watermark as ISO 8601, or in words where it is none.

@@ -27,6 +27,12 @@ pub const EVENT_TIME_MIN: Micros = -62_135_596_800_000_000;
 /// The latest event time: 9999-12-31T23:59:59.999999Z.
 pub const EVENT_TIME_MAX: Micros = 253_402_300_799_999_999;
 
+/// An event time as ISO 8601, or its number where no calendar has it.
+pub fn iso8601(time: Micros) -> String {
+    chrono::DateTime::from_timestamp_micros(time)
+        .map_or_else(|| time.to_string(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
+}
+
 /// Bytes that were to restore a part of this room, but can't.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -5,6 +5,9 @@
 //! whether the topology is running meanwhile. Compared is the last value of each key, and without keys how often
 //! each row stands there once retractions have taken theirs away (protocol rule R8).
 //!
+//! A window whose `retention` was over in the live run when rows came for it, because their origin had been idle, lacks
+//! them: its rows are listed, and are no difference.
+//!
 //! Records of before a version of the topology are another version's doing; where each version begins, the
 //! meta topic says (protocol rule R12).
 
@@ -23,7 +26,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::engine::{EngineError, Progress, ReplayOptions, replay};
+use crate::engine::{EngineError, ExpiredWindows, Meta, Progress, ReplayOptions, replay};
 use crate::log::{Log, LogError};
 use crate::plan::{Late, Plan};
 use crate::record::{Micros, TopicPartition};
@@ -34,7 +37,7 @@ use super::cluster;
 use super::{Printer, Stop, ToolError};
 
 use collect::Collected;
-use compare::{Live, compare};
+use compare::{Live, Windows, compare};
 use cut::Cut;
 
 /// How a view compares.
@@ -52,8 +55,12 @@ pub struct ViewReport {
     pub not_compared: u64,
     /// Rows that an earlier version of the topology wrote, where this one would have written others.
     pub earlier_version: u64,
+    /// Rows that differ because some came to the live run after the `retention` of their window.
+    pub expired: u64,
     /// The first differing rows.
     pub differences: Vec<Difference>,
+    /// The first expired ones.
+    pub expired_rows: Vec<Difference>,
 }
 
 #[derive(Debug, Serialize)]
@@ -157,10 +164,11 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
     ))?;
     for view in &report.views {
         let left = view.pending + view.not_compared + view.earlier_version;
-        let verdict = match (view.equal, view.differing, left) {
-            (0, 0, 1..) => "NOTHING COMPARED YET",
-            (_, 0, _) => "EQUAL",
-            _ => "DIFFERENT",
+        let verdict = match (view.equal, view.differing, view.expired, left) {
+            (_, 1.., ..) => "DIFFERENT",
+            (.., 1.., _) => "EQUAL BUT FOR EXPIRED WINDOWS",
+            (0, .., 1..) => "NOTHING COMPARED YET",
+            _ => "EQUAL",
         };
         out.line(&format!(
             "{verdict}  {}: {} rows equal, {} differ, {} pending (their windows are open), {} not compared",
@@ -176,10 +184,14 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
                 text::number(view.earlier_version)
             ))?;
         }
-        for difference in &view.differences {
-            out.line(&format!("  key    {}", difference.key))?;
-            out.line(&format!("  live   {}", difference.live.as_deref().unwrap_or("no row")))?;
-            out.line(&format!("  replay {}", difference.replay.as_deref().unwrap_or("no row")))?;
+        print_differences(&view.differences, out)?;
+        if view.expired > 0 {
+            out.line(&format!(
+                "  {} rows differ in windows that rows came too late for, past `retention` (state_expired): the replay \
+                 has them",
+                text::number(view.expired)
+            ))?;
+            print_differences(&view.expired_rows, out)?;
         }
     }
     if report.state_expired > 0 {
@@ -187,6 +199,15 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
             "{} rows came to the live run after their window's retention (state_expired); a replay has them",
             text::number(report.state_expired)
         ))?;
+    }
+    Ok(())
+}
+
+fn print_differences(differences: &[Difference], out: &mut Printer) -> Result<(), ToolError> {
+    for difference in differences {
+        out.line(&format!("  key    {}", difference.key))?;
+        out.line(&format!("  live   {}", difference.live.as_deref().unwrap_or("no row")))?;
+        out.line(&format!("  replay {}", difference.replay.as_deref().unwrap_or("no row")))?;
     }
     Ok(())
 }
@@ -201,7 +222,11 @@ pub fn verify(
 ) -> Result<VerifyReport, VerifyError> {
     let cut = Cut::take(plan, &**log)?;
     let state_expired = cut.wait_for_keyed(plan, &**log, options.patience)?;
-    let since = cut.since(plan, &**log)?;
+    // Written before the offsets that were waited for.
+    let Some(meta) = Meta::read(plan, &**log)? else {
+        return Err(VerifyError::NothingCommitted(plan.name.to_string()));
+    };
+    let since = cut.since(plan, &**log, &meta)?;
     let collected = Collected::new(plan, &since);
     let bounded = ReplayOptions {
         late: Late::AsLive,
@@ -212,12 +237,19 @@ pub fn verify(
     };
     let replayed = replay(plan, log, &bounded, &collected, progress, stop)?;
     let mut views = Vec::new();
-    for ((sink, replayed), since) in plan.sinks.iter().zip(collected.into_rows()).zip(&since) {
+    for (index, ((sink, replayed), since)) in
+        plan.sinks.iter().zip(collected.into_rows()).zip(&since).enumerate()
+    {
         let Some(topic) = &sink.topic else { continue };
         let live = Live::read(&**log, sink, &topic.topic, since.as_ref())?;
         // The live run has gone on: which rows without a window came before the cut, nothing tells.
         let moved = Cut::take(plan, &**log)?.offsets != cut.offsets;
-        let mut view = compare(sink, live, replayed, (cut.watermark, moved), options.differences_max);
+        let windows = Windows {
+            watermark: cut.watermark,
+            moved,
+            expired: ExpiredWindows::of(plan, index, &meta.expired),
+        };
+        let mut view = compare(sink, live, replayed, &windows, options.differences_max);
         view.view = sink.view.to_string();
         view.topic = topic.topic.to_string();
         views.push(view);

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use super::collect::{Count, Replayed, ReplayedRows, window_column};
 use super::{Difference, ViewReport};
-use crate::engine::{Since, is_retraction};
+use crate::engine::{ExpiredWindows, Since, is_retraction};
 use crate::log::{Log, LogError, Span, read_spans};
 use crate::plan::{Correction, SinkPlan};
 use crate::planted::{Fault, planted};
@@ -76,35 +76,53 @@ impl Live {
 }
 
 /// A key or a value, what the live run has of it and what the replay has.
-type Differing = (Vec<u8>, Option<Vec<u8>>, Option<Vec<u8>>);
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Differing {
+    key: Vec<u8>,
+    live: Option<Vec<u8>>,
+    replay: Option<Vec<u8>>,
+    window_end: Option<Micros>,
+}
 
-/// `watermark`: of all origins at the cut; `moved`: the live run has gone on since the cut.
+impl From<Differing> for Difference {
+    fn from(row: Differing) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self { key: text(row.key), live: row.live.map(text), replay: row.replay.map(text) }
+    }
+}
+
+/// What is known of a sink's windows at the cut.
+pub struct Windows {
+    /// Of all origins.
+    pub watermark: Micros,
+    /// The live run has gone on since.
+    pub moved: bool,
+    pub expired: ExpiredWindows,
+}
+
 pub fn compare(
     sink: &SinkPlan,
     live: Live,
     replayed: ReplayedRows,
-    (watermark, moved): (Micros, bool),
+    windows: &Windows,
     differences_max: usize,
 ) -> ViewReport {
     let mut report = ViewReport { earlier_version: live.earlier, ..ViewReport::default() };
     // Without a window, which rows came before the cut nothing tells once the live run has gone on.
     let closed = |end: Option<Micros>| {
-        end.map_or(!moved, |end| is_closed(end, sink.grace, watermark) || planted(Fault::VerifyOpenWindows))
+        end.map_or(!windows.moved, |end| {
+            is_closed(end, sink.grace, windows.watermark) || planted(Fault::VerifyOpenWindows)
+        })
     };
     let mut differing = by_key(sink, live.by_key, replayed.by_key, closed, &mut report);
     differing.extend(by_count(sink, live.counts, replayed.counts, closed, &mut report));
-    report.differing = differing.len() as u64;
     differing.sort();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    report.differences = differing
+    let (expired, differing): (Vec<_>, Vec<_>) = differing
         .into_iter()
-        .take(differences_max)
-        .map(|(key, live, replay)| Difference {
-            key: text(key),
-            live: live.map(text),
-            replay: replay.map(text),
-        })
-        .collect();
+        .partition(|row| row.window_end.is_some_and(|end| windows.expired.contains(end)));
+    (report.expired, report.differing) = (expired.len() as u64, differing.len() as u64);
+    let first = |rows: Vec<Differing>| rows.into_iter().take(differences_max).map(Difference::from).collect();
+    (report.expired_rows, report.differences) = (first(expired), first(differing));
     report
 }
 
@@ -117,7 +135,8 @@ fn by_key(
 ) -> Vec<Differing> {
     let mut differing = Vec::new();
     for (key, row) in replayed {
-        let closed = closed(row.window_end);
+        let window_end = row.window_end;
+        let closed = closed(window_end);
         match live.remove(&key) {
             Some(Last { value: Some(value), .. }) if value == row.value => match closed {
                 true => report.equal += 1,
@@ -126,23 +145,28 @@ fn by_key(
             Some(Last { value: Some(value), owed }) => match (closed, owed || row.owed) {
                 (false, _) => report.not_compared += 1,
                 (true, false) => report.earlier_version += 1,
-                (true, true) => differing.push((key, Some(value), Some(row.value))),
+                (true, true) => {
+                    differing.push(Differing { key, live: Some(value), replay: Some(row.value), window_end })
+                }
             },
             deleted @ (Some(Last { value: None, .. }) | None) => {
                 match (closed, row.owed || deleted.is_some_and(|deleted| deleted.owed)) {
                     (false, _) => report.pending += 1,
                     (true, false) => report.earlier_version += 1,
-                    (true, true) => differing.push((key, None, Some(row.value))),
+                    (true, true) => {
+                        differing.push(Differing { key, live: None, replay: Some(row.value), window_end })
+                    }
                 }
             }
         }
     }
     for (key, last) in live {
         let Some(value) = last.value else { continue };
-        match (closed(live_window_end(sink, &value)), last.owed) {
+        let window_end = live_window_end(sink, &value);
+        match (closed(window_end), last.owed) {
             (false, _) => report.not_compared += 1,
             (true, false) => report.earlier_version += 1,
-            (true, true) => differing.push((key, Some(value), None)),
+            (true, true) => differing.push(Differing { key, live: Some(value), replay: None, window_end }),
         }
     }
     differing
@@ -168,14 +192,18 @@ fn by_count(
             report.equal += rows(live.all.min(replayed.all));
             report.earlier_version += rows((live.all - replayed.all).max(0));
         } else {
-            differing.push((value, times(live.all), times(replayed.all)));
+            let (live, replay) = (times(live.all), times(replayed.all));
+            differing.push(Differing { key: value, live, replay, window_end: replayed.window_end });
         }
     }
     for (value, live) in live {
-        match (closed(live_window_end(sink, &value)), live.owed) {
+        let window_end = live_window_end(sink, &value);
+        match (closed(window_end), live.owed) {
             (false, _) => report.not_compared += rows(live.all),
             (true, 0) => report.earlier_version += rows(live.all),
-            (true, _) => differing.push((value, times(live.all), None)),
+            (true, _) => {
+                differing.push(Differing { key: value, live: times(live.all), replay: None, window_end })
+            }
         }
     }
     differing

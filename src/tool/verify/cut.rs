@@ -98,8 +98,7 @@ impl Cut {
     }
 
     /// From where on each sink's view is what the plan says (rule R12).
-    pub fn since(&self, plan: &Plan, log: &dyn Log) -> Result<Vec<Option<Since>>, VerifyError> {
-        let Some(meta) = Meta::read(plan, log)? else { return Ok(vec![None; plan.sinks.len()]) };
+    pub fn since(&self, plan: &Plan, log: &dyn Log, meta: &Meta) -> Result<Vec<Option<Since>>, VerifyError> {
         let refined = refined_ends(plan, log)?;
         // A partition that has committed nothing of this version yet will begin with it where it stands.
         let now = |last: &VersionStart| {

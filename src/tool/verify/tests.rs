@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::{VerifyOptions, VerifyReport, ViewReport, verify};
+use super::{Difference, VerifyOptions, VerifyReport, ViewReport, verify};
 use crate::engine::Progress;
 use crate::engine::simulation::member::ProcessLog;
 use crate::engine::simulation::process::Process;
@@ -189,4 +189,35 @@ fn idle_origin(scene: &Scene) -> Arc<Process> {
     scene.pass(5);
     scene.work(&process, 20);
     process
+}
+
+/// An origin slept past the retention of the windows that its rows belong to: the live run lacks them, and says of which
+/// windows. The hour that is made of such a minute lacks them, too.
+#[test]
+fn r12_what_expired_is_named() {
+    only_with_the_rule(Fault::ExpiredUnnamed, || {
+        let scene = Scene::new("retention: 1m", "1s", Settings::default());
+        let process = idle_origin(&scene);
+        // The first minute has been over for more than its retention; the third one has not.
+        scene.comes(1, "a", 7, 30);
+        scene.comes(1, "b", 1, 130);
+        scene.work(&process, 20);
+        for at in [5000, 7300] {
+            (0..2).for_each(|partition| scene.comes(partition, "a", 1, at));
+            scene.work(&process, 20);
+        }
+        let report = verified(&scene, |_| ())?;
+        equal("minutes", counts(&report, "minutely"), (3, 0, 1, 0))?;
+        equal("hours", counts(&report, "hourly"), (1, 0, 1, 0))?;
+        let minutes = view(&report, "minutely");
+        equal("expired minutes", minutes.expired, 1)?;
+        let totals = |row: &str| row.split(r#""total":"#).nth(1).map(|rest| rest[..2].to_owned());
+        let Difference { live, replay, .. } = &minutes.expired_rows[0];
+        equal(
+            "totals",
+            (totals(live.as_ref().unwrap()), totals(replay.as_ref().unwrap())),
+            (Some("15".into()), Some("22".into())),
+        )?;
+        equal("expired hours", view(&report, "hourly").expired, 1)
+    });
 }
