@@ -230,7 +230,7 @@ impl Planner<'_> {
         let name = self.topology.name.value.as_str();
         let is_own = |topic: &str| {
             topic.strip_prefix(name).is_some_and(|rest| {
-                [".dead", ".late", ".meta"].contains(&rest) || rest.starts_with(".exchange.")
+                [".dead", ".late", ".meta", ".redriven"].contains(&rest) || rest.starts_with(".exchange.")
             })
         };
         let sources = self.topology.sources.0.iter().map(|(_, source)| &source.topic);

@@ -85,7 +85,7 @@ pub struct Plan {
     /// Of all that decides which records the topology writes: a change is a new version of it, which `run` takes
     /// up from where it stands.
     pub version: String,
-    /// A canonical text of the plan, a line per thing; what `plan` and the refusal diff.
+    /// A canonical text of the plan, a line per thing; what the refusal of a changed topology diffs.
     pub description: String,
     pub sources: Vec<SourcePlan>,
     /// Ingest stages first, one per source that a sink needs; then keyed stages, upstream ones first.
@@ -103,6 +103,17 @@ impl Plan {
             Late::All => Micros::MAX,
         };
         self.with_aggregates(|spec| spec.grace = spec.grace.max(least))
+    }
+
+    /// Whether a view has this name, in a sink or on the way to one.
+    pub fn has_view(&self, name: &str) -> bool {
+        self.stages.iter().flat_map(|stage| &stage.nodes).any(|node| match &node.work {
+            Work::Map(spec) => *spec.view == *name,
+            Work::Tumble(spec) => *spec.view == *name,
+            Work::PartialAggregate(spec) | Work::FinalAggregate(spec) => *spec.view == *name,
+            Work::Exchange { .. } => false,
+            Work::Sink { sink, .. } => *self.sinks[*sink].view == *name,
+        })
     }
 
     /// For a bounded run, in which no origin is idle: a window's state goes with its close, and who sees windows

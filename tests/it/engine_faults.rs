@@ -369,6 +369,7 @@ fn a_topology_that_would_feed_itself_or_mix_two_views_is_refused() {
         ("name: others", "name: copies", "'other' and 'copy' go into the same topic"),
         ("name: others", "name: copies.late", "keeps for itself"),
         ("topic: numbers", "topic: copies.dead", "keeps for itself"),
+        ("topic: numbers", "topic: copies.redriven", "keeps for itself"),
         ("topic: numbers", "topic: copies.exchange.x", "keeps for itself"),
         ("name: others", "name: numbers", "would feed itself"),
     ] {

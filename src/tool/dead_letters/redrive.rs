@@ -126,7 +126,7 @@ impl<'a> Rules<'a> {
             Some(_) => {}
         }
         let before_views = ["decode", "event_time", "check"].contains(&letter.stage.as_str())
-            && !self.plan.sinks.iter().any(|sink| *sink.view == *letter.stage);
+            && !self.plan.has_view(&letter.stage);
         if !before_views && self.branching.contains(source.topic.as_str()) {
             return refused(format!(
                 "it failed in view '{}', and other views may have taken it: they would count it twice; correct the view \
