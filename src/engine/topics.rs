@@ -101,7 +101,15 @@ impl TopicNames {
         let mut names = Self::of(plan);
         names.partitions = Self::sources(plan, log)?;
         let source_partitions = names.partitions.values().copied().max().unwrap_or(1);
-        let message_bytes = names.message_bytes(log)?;
+        let mut message_bytes = MESSAGE_BYTES_DEFAULT;
+        for topic in names.partitions.keys() {
+            let config = log.topic_config(topic)?;
+            let takes = config.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
+            message_bytes = message_bytes.max(takes.unwrap_or(MESSAGE_BYTES_DEFAULT));
+            if let Some(warning) = unbounded_time(topic, &config) {
+                tracing::warn!("{warning}");
+            }
+        }
         let mut create = Vec::new();
         let mut wanted = BTreeMap::new();
         let provenance = [("max.message.bytes", (message_bytes + HEADER_BYTES).to_string())];
@@ -164,17 +172,23 @@ impl TopicNames {
         }
         Ok(names)
     }
+}
 
-    /// The largest record that any source topic takes.
-    fn message_bytes(&self, log: &dyn Log) -> Result<i64> {
-        let mut largest = MESSAGE_BYTES_DEFAULT;
-        for topic in self.partitions.keys() {
-            let config = log.topic_config(topic)?;
-            let bytes = config.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
-            largest = largest.max(bytes.unwrap_or(MESSAGE_BYTES_DEFAULT));
-        }
-        Ok(largest)
-    }
+/// What a source topic risks whose producers say when their records were written, and nobody says how far ahead that
+/// may be (rule R5); `None`: nothing.
+fn unbounded_time(topic: &str, config: &BTreeMap<String, String>) -> Option<String> {
+    let bounded =
+        |name: &str| config.get(name).and_then(|ms| ms.parse::<i64>().ok()).is_some_and(|ms| ms < i64::MAX);
+    let unbounded = config.get("message.timestamp.type").is_some_and(|kind| kind == "CreateTime")
+        && !bounded("message.timestamp.after.max.ms")
+        && !bounded("message.timestamp.difference.max.ms");
+    unbounded.then(|| {
+        format!(
+            "topic '{topic}' takes its producers' word for when a record was written: one whose clock is ahead moves \
+             event time ahead, and what the others send is late then. Set its message.timestamp.type to LogAppendTime, \
+             or its message.timestamp.after.max.ms to, say, 3600000"
+        )
+    })
 }
 
 /// Topics that Headwater creates stamp records as they are appended (rule R5).
@@ -182,4 +196,25 @@ pub(super) fn spec(name: &str, partitions: i32, config: &[(&str, String)]) -> To
     let mut all = BTreeMap::from([("message.timestamp.type".to_string(), "LogAppendTime".to_string())]);
     all.extend(config.iter().map(|(name, value)| (name.to_string(), value.clone())));
     TopicSpec { name: name.to_string(), partitions, config: all }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_whose_producers_clocks_are_believed_is_named() {
+        let warned = |config: &[(&str, &str)]| {
+            let config = config.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+            unbounded_time("orders", &config)
+        };
+        let (stamp, after) = ("message.timestamp.type", "message.timestamp.after.max.ms");
+        let older = "message.timestamp.difference.max.ms";
+        let forever = "9223372036854775807";
+        assert!(warned(&[(stamp, "CreateTime"), (after, forever)]).unwrap().contains("'orders'"));
+        assert!(warned(&[(stamp, "CreateTime"), (older, forever)]).is_some());
+        assert_eq!(warned(&[(stamp, "CreateTime"), (after, "3600000")]), None);
+        assert_eq!(warned(&[(stamp, "CreateTime"), (older, "3600000"), (after, forever)]), None);
+        assert_eq!(warned(&[(stamp, "LogAppendTime"), (after, forever)]), None);
+    }
 }
