@@ -2,7 +2,7 @@
 //!
 //! [`Log`] is a handle to one cluster; [`Reader`] reads partitions that it is told to, without a group;
 //! [`Member`] is a worker's side of the commit protocol: one consumer in a group and one transactional
-//! producer. Three implementations pass one conformance suite (`tests/it/log_conformance.rs`): `kafka`
+//! producer. Two implementations pass one conformance suite (`tests/it/log_conformance.rs`): `kafka`
 //! (librdkafka, against the embedded broker or any Kafka) and `memory` (seeded and faulty, for simulation).
 //!
 //! # A member's life

@@ -49,11 +49,6 @@ impl TaskState {
         self.cache_bytes = cache_bytes;
     }
 
-    /// The offset of the store's checkpoint.
-    pub fn checkpoint_offset(&self) -> Option<i64> {
-        self.store.offset()
-    }
-
     pub fn get(&self, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
         for layer in [&self.epoch, &self.committed, &*self.frozen] {
             if let Some(value) = layer.get(key) {
