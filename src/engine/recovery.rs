@@ -73,7 +73,8 @@ impl Recovery<'_> {
         };
         // Another member, which has the partition by now, may have moved on from what was asked for, and trimmed it.
         match self.stands_at(partition) {
-            Ok(now) if now != before => {
+            // That its end has moved says nothing: others write to it all the time.
+            Ok((now, bounds)) if (&now, bounds.start) != (&before.0, before.1.start) => {
                 let why = format!("{partition} was taken over by another member: {error}");
                 Err(EngineError::Log(LogError::Fenced(why)))
             }
