@@ -328,6 +328,8 @@ impl Worker {
     fn commit(&mut self) -> Result<Option<Ended>> {
         match self.try_commit() {
             Ok(()) => Ok(None),
+            // Whatever is to come after this commit, partitions that come or go, comes after an abort as well.
+            Err(Failure::Engine(EngineError::Log(error))) => self.failed(error),
             Err(Failure::Engine(error)) => Err(error),
             Err(Failure::Commit(CommitError::Aborted(why))) => self.roll_back(&why),
             Err(Failure::Commit(CommitError::Refused(error))) => Err(self.named(error)),

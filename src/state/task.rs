@@ -64,7 +64,8 @@ impl TaskState {
 
     /// Puts a key that `get` has just not found: if it is deleted before the next checkpoint, none writes anything of it.
     pub fn put_new(&mut self, key: &[u8], value: &[u8]) {
-        debug_assert!(!matches!(self.get(key), Ok(Some(_))), "a new key is there already");
+        let is_new = || !matches!(self.get(key), Ok(Some(_))) || planted(Fault::AbortKeepsEpoch);
+        debug_assert!(is_new(), "a new key is there already");
         self.epoch.put_fresh(key, value);
     }
 

@@ -406,7 +406,12 @@ impl Member for MemoryMember {
         if open.is_none() {
             return Err(LogError::Abort(format!("{to}: no transaction is open")));
         }
-        let outcome = records.iter().try_for_each(|record| cluster.append(to, record, open));
+        let failed = cluster.faults.failed_produce;
+        let outcome = if cluster.dice.falls(failed) {
+            Err(LogError::Abort(format!("{to}: so the dice fell")))
+        } else {
+            records.iter().try_for_each(|record| cluster.append(to, record, open))
+        };
         if let Err(error) = &outcome {
             self.refused = Some(error.to_string());
         }

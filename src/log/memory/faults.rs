@@ -11,6 +11,8 @@ pub struct Faults {
     pub short_reads: f64,
     /// The most records of a short read; 0 stands for 3.
     pub short_read_max: u64,
+    /// A record is not taken, and its transaction must be aborted.
+    pub failed_produce: f64,
     /// A commit fails, and the transaction must be aborted.
     pub aborts: f64,
     /// A commit's answer is lost; the transaction is committed.
