@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::operator::Expired;
-use crate::plan::{Plan, StageInput, Work};
+use crate::plan::{Plan, Work};
 use crate::record::{Micros, Origin};
 
 /// A window that rows of one origin came too late for. Written once for each window and origin: rows and offsets
@@ -49,17 +49,12 @@ impl EpochExpired {
     pub fn add(&mut self, origin: Origin, expired: Expired) {
         let key = (Arc::clone(&expired.view), expired.window_end, origin.clone());
         let window = ExpiredWindow::new(origin, expired);
-        match self.0.entry(key) {
-            std::collections::btree_map::Entry::Vacant(entry) => {
-                entry.insert(window);
-            }
-            std::collections::btree_map::Entry::Occupied(mut entry) => {
-                let sum = entry.get_mut();
-                sum.rows += window.rows;
-                sum.first_offset = sum.first_offset.min(window.first_offset);
-                sum.last_offset = sum.last_offset.max(window.last_offset);
-            }
-        }
+        let add = |sum: &mut ExpiredWindow| {
+            sum.rows += window.rows;
+            sum.first_offset = sum.first_offset.min(window.first_offset);
+            sum.last_offset = sum.last_offset.max(window.last_offset);
+        };
+        self.0.entry(key).and_modify(add).or_insert(window);
     }
 
     pub fn windows(&self) -> impl Iterator<Item = &ExpiredWindow> {
@@ -112,27 +107,14 @@ impl ExpiredWindows {
 
 /// The views with windows that a sink's rows come through, and the size of the last one's.
 fn aggregates(plan: &Plan, sink: usize) -> (Vec<&str>, Micros) {
-    let writes = |stage: usize| {
-        let mut nodes = plan.stages[stage].nodes.iter();
-        nodes.any(|node| matches!(node.work, Work::Sink { sink: of, .. } if of == sink))
-    };
-    let mut stages: Vec<usize> = (0..plan.stages.len()).filter(|&stage| writes(stage)).collect();
-    let (mut views, mut size) = (Vec::new(), 0);
-    while let Some(stage) = stages.pop() {
-        let stage = &plan.stages[stage];
-        for node in &stage.nodes {
-            if let Work::FinalAggregate(spec) = &node.work {
-                if views.is_empty() {
-                    size = spec.size;
-                }
-                views.push(&*spec.view);
-            }
-        }
-        if let StageInput::Exchange { upstream } = &stage.input {
-            stages.extend(upstream);
-        }
-    }
-    (views, size)
+    let nodes = plan.stages_of(sink).into_iter().flat_map(|stage| &plan.stages[stage].nodes);
+    let specs: Vec<_> = nodes
+        .filter_map(|node| match &node.work {
+            Work::FinalAggregate(spec) => Some(spec),
+            _ => None,
+        })
+        .collect();
+    (specs.iter().map(|spec| &*spec.view).collect(), specs.first().map_or(0, |spec| spec.size))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Result;
 use super::topics::TopicNames;
 use crate::log::Log;
-use crate::plan::{Plan, StageInput, Work};
+use crate::plan::Plan;
 use crate::record::{Micros, TopicPartition};
 use crate::time::WATERMARK_MIN;
 
@@ -181,19 +181,5 @@ pub fn since(
 /// The topics that the tasks read whose rows reach a sink.
 fn inputs(plan: &Plan, sink: usize) -> BTreeSet<Arc<str>> {
     let names = TopicNames::of(plan);
-    let writes = |stage: usize| {
-        plan.stages[stage]
-            .nodes
-            .iter()
-            .any(|node| matches!(node.work, Work::Sink { sink: of, .. } if of == sink))
-    };
-    let mut stages: Vec<usize> = (0..plan.stages.len()).filter(|&stage| writes(stage)).collect();
-    let mut topics = BTreeSet::new();
-    while let Some(stage) = stages.pop() {
-        topics.insert(names.input_topic(plan, stage));
-        if let StageInput::Exchange { upstream } = &plan.stages[stage].input {
-            stages.extend(upstream);
-        }
-    }
-    topics
+    plan.stages_of(sink).into_iter().map(|stage| names.input_topic(plan, stage)).collect()
 }

@@ -116,6 +116,25 @@ impl Plan {
         })
     }
 
+    /// The stages that a sink's rows come through: the one that writes it first, then those upstream.
+    pub fn stages_of(&self, sink: usize) -> Vec<usize> {
+        let writes = |stage: &Stage| {
+            stage.nodes.iter().any(|node| matches!(node.work, Work::Sink { sink: of, .. } if of == sink))
+        };
+        let mut stages: Vec<usize> =
+            (0..self.stages.len()).filter(|&stage| writes(&self.stages[stage])).collect();
+        let mut seen = 0;
+        while let Some(&stage) = stages.get(seen) {
+            seen += 1;
+            if let StageInput::Exchange { upstream } = &self.stages[stage].input {
+                let new: Vec<usize> =
+                    upstream.iter().copied().filter(|stage| !stages.contains(stage)).collect();
+                stages.extend(new);
+            }
+        }
+        stages
+    }
+
     /// For a bounded run, in which no origin is idle: a window's state goes with its close, and who sees windows
     /// change sees only what they come to.
     pub fn for_replay(mut self) -> Plan {
