@@ -1,6 +1,6 @@
 //! Topics and the cluster, as clients and tools see and change them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
@@ -29,7 +29,8 @@ const NODE: BrokerId = BrokerId(1);
 
 pub fn metadata(cluster: &Arc<Cluster>, call: &Call, request: MetadataRequest) -> MetadataResponse {
     let all = || cluster.topics().into_iter().map(|(name, _)| name).collect();
-    let names: Vec<String> = match request.topics {
+    // Each once, however often it is asked for: a short request must not have a long answer.
+    let names: BTreeSet<String> = match request.topics {
         None => all(),
         // Version 0 says "all" by naming none.
         Some(topics) if topics.is_empty() && call.version == 0 => all(),

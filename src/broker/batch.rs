@@ -16,6 +16,10 @@ const CHECKED_FROM: usize = 21;
 const PREFIX_BYTES: usize = 12;
 
 pub const LOG_APPEND_TIME: i16 = 0x08;
+const CODEC: i16 = 0x07;
+const ZSTD: i16 = 4;
+/// A record without key, value and headers: its length, attributes, two deltas, two lengths and a count.
+const RECORD_BYTES_MIN: u64 = 7;
 const TRANSACTIONAL: i16 = 0x10;
 const CONTROL: i16 = 0x20;
 /// The base timestamp is the time from which on the batch's tombstones, or the marker that it is, may go.
@@ -96,6 +100,18 @@ impl Header {
     /// For a control batch, whether it commits; `bytes` holds at least [`SCAN_BYTES`] of it.
     pub fn commits(&self, bytes: &[u8]) -> Option<bool> {
         (self.control() && bytes.len() >= SCAN_BYTES).then(|| bytes[SCAN_BYTES - 1] == 1)
+    }
+
+    /// Whether it is compressed as Kafka's clients know how to read: not, or by gzip, snappy, lz4 or zstd.
+    pub fn is_of_known_codec(&self) -> bool {
+        self.attributes & CODEC <= ZSTD
+    }
+
+    /// Whether so many records can lie in so many bytes; what a compressed batch holds is seen only by reading it.
+    pub fn may_hold_its_records(&self) -> bool {
+        let bytes = (self.length - HEADER_BYTES) as u64;
+        self.attributes & CODEC != 0
+            || u64::from(self.record_count.unsigned_abs()) * RECORD_BYTES_MIN <= bytes
     }
 
     /// Whether the checksum fits; `batch` is the whole batch.

@@ -300,12 +300,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Puts everything on the disk.
+    /// Puts everything on the disk, also what stands behind one that fails; the first failure is told.
     pub fn sync_all(&self) -> io::Result<()> {
+        let mut outcome = Ok(());
         for (_, topic) in self.topics() {
-            topic.partitions.iter().try_for_each(|partition| partition.sync())?;
+            for partition in &topic.partitions {
+                outcome = outcome.and(partition.sync());
+            }
         }
-        self.metadata.tick()
+        outcome.and(self.metadata.tick())
     }
 
     /// Deletes what retention says is over.
@@ -370,6 +373,7 @@ impl Cluster {
     /// The last thing a stop does: the next start then trusts the files.
     pub fn close(&self) -> io::Result<()> {
         self.sync_all()?;
+        self.metadata.seal()?;
         self.disk.create(&self.directory.join("clean"))?.sync()?;
         self.disk.sync_folder(&self.directory)
     }

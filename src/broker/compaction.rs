@@ -116,12 +116,13 @@ impl KeyMap {
                     return Ok(map);
                 }
                 let mut keys = Vec::new();
-                let walked = walk(batch, |header, record| {
-                    keys.extend(
-                        record.key.map(|key| (map.hash(key), header.base_offset + record.offset_delta)),
-                    );
-                    Ok(true)
-                });
+                let walked =
+                    walk(batch, |header, record| {
+                        keys.extend(record.key.map(|key| {
+                            (map.hash(key), header.base_offset.saturating_add(record.offset_delta))
+                        }));
+                        Ok(true)
+                    });
                 // One that cannot be read is kept whole, and supersedes nothing.
                 if walked.is_ok() {
                     map.last.extend(keys);
@@ -204,7 +205,7 @@ impl Cleaner<'_> {
         let over = self.over(header);
         let mut tombstones = false;
         let wanted = |header: &Header, record: &Record<'_>| {
-            let offset = header.base_offset + record.offset_delta;
+            let offset = header.base_offset.saturating_add(record.offset_delta);
             let superseded = record.key.is_some_and(|key| self.map.superseded(key, offset));
             !(superseded || over && record.is_tombstone())
         };

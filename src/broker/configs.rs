@@ -1,6 +1,6 @@
 //! DescribeConfigs and the two ways to alter a topic's configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kafka_protocol::messages::describe_configs_response::{
@@ -30,7 +30,12 @@ pub fn describe(
     request: DescribeConfigsRequest,
 ) -> DescribeConfigsResponse {
     let mut results = Vec::with_capacity(request.resources.len());
+    // Each once: a short request must not have a long answer.
+    let mut told = BTreeSet::new();
     for resource in request.resources {
+        if !told.insert((resource.resource_type, resource.resource_name.clone())) {
+            continue;
+        }
         let asked = |name: &str| {
             let keys = resource.configuration_keys.as_ref();
             keys.is_none_or(|keys| keys.iter().any(|key| key.as_str() == name))

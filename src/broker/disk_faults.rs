@@ -37,6 +37,8 @@ struct Tried {
     id: &'static str,
     producer: (i64, i16),
     outcome: Outcome,
+    /// All of it was sent, and then its producer fell silent.
+    left_open: bool,
 }
 
 /// How many batches a producer has sent, by topic and partition.
@@ -125,13 +127,22 @@ impl World {
             tried.outcome = Outcome::Committed;
         }
         if !self.told.producers.contains_key(id) {
-            let producer = self.cluster.init_transactions(id, 60_000, None)?;
-            self.told.producers.insert(id, (producer, BTreeMap::new()));
+            let started = self.cluster.init_transactions(id, 60_000, None);
+            if started.is_err() {
+                self.predecessor_commits(id);
+            }
+            self.told.producers.insert(id, (started?, BTreeMap::new()));
         }
         let (producer, mut sent) = self.told.producers.remove(id).unwrap();
         let number = self.told.next;
         self.told.next += 1;
-        self.told.transactions.push(Tried { number, id, producer, outcome: Outcome::Hidden });
+        self.told.transactions.push(Tried {
+            number,
+            id,
+            producer,
+            outcome: Outcome::Hidden,
+            left_open: false,
+        });
         let partitions = [("t".to_owned(), 0), ("t".to_owned(), 1), ("c".to_owned(), 0)];
         self.cluster.add_partitions(id, producer.0, producer.1, &partitions)?;
         let key = format!("k{}", self.random.random_range(0..4));
@@ -144,6 +155,10 @@ impl World {
         let committed = Committed { offset: number, leader_epoch: -1, metadata: String::new() };
         let offset = PendingOffset { group: id.into(), topic: "t".into(), partition: 0, committed };
         self.cluster.add_offsets(id, producer.0, producer.1, vec![offset])?;
+        if self.random.random_bool(0.1) {
+            self.told.transactions.last_mut().unwrap().left_open = true;
+            return Ok(());
+        }
         let commit = self.random.random_bool(0.8);
         self.told.producers.insert(id, (producer, sent));
         if commit {
@@ -159,6 +174,22 @@ impl World {
             self.told.transactions.last_mut().unwrap().outcome = Outcome::Committed;
         }
         Ok(())
+    }
+
+    /// A producer that had fallen silent commits while its successor's start has failed: all of its transaction is
+    /// seen, or nothing.
+    fn predecessor_commits(&mut self, id: &'static str) {
+        let Some(tried) = self.told.transactions.iter_mut().rev().find(|tried| tried.id == id) else {
+            return;
+        };
+        if !tried.left_open {
+            return;
+        }
+        tried.outcome = match self.cluster.end_transaction(id, tried.producer.0, tried.producer.1, true) {
+            Ok(()) => Outcome::Committed,
+            Err(Fault::ProducerFenced) => Outcome::Hidden,
+            Err(_) => Outcome::Unknown,
+        };
     }
 
     fn step(&mut self) -> Result<(), Fault> {

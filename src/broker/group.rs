@@ -62,6 +62,14 @@ pub struct Join {
     pub id_first: bool,
 }
 
+impl Join {
+    /// What it says of the member.
+    pub fn bytes(&self) -> usize {
+        let said: usize = self.protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum();
+        said + self.client.len() + self.instance.as_ref().map_or(0, String::len)
+    }
+}
+
 /// A member's place in a new generation; `members` (id, instance, subscription) is for the leader only.
 pub struct Joined {
     pub generation: i32,
@@ -113,6 +121,12 @@ impl Group {
     /// Whether nobody is in it, or about to be: what it has committed is remembered elsewhere.
     pub fn is_over(&self) -> bool {
         self.members.is_empty() && self.promised.is_empty()
+    }
+
+    /// What its members say, are assigned, or will be called.
+    pub fn bytes(&self) -> usize {
+        let promised: usize = self.promised.keys().map(String::len).sum();
+        self.members.values().map(Member::bytes).sum::<usize>() + promised
     }
 
     pub fn instance(&self, instance: &str) -> Option<String> {
@@ -263,8 +277,7 @@ pub fn check_join(join: &Join) -> Result<(), (Fault, String)> {
     if join.group.is_empty() || join.group.len() > NAME_BYTES_MAX {
         return refuse(Fault::InvalidGroupId);
     }
-    let said = join.protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum::<usize>();
-    if said + join.client.len() + join.instance.as_ref().map_or(0, String::len) > SUBSCRIPTION_BYTES_MAX {
+    if join.bytes() > SUBSCRIPTION_BYTES_MAX {
         return refuse(Fault::InvalidRequest);
     }
     if join.session.is_zero() || join.session > SESSION_MAX {

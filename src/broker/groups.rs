@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -15,10 +16,17 @@ use super::group::{Admitted, Caller, Group, Join, JoinAnswer, Phase, SyncAnswer,
 use super::lock;
 use super::membership::Member;
 
+/// Groups with members, or with ids promised to some.
+const GROUPS_MAX: usize = 10_000;
+/// What the members of all groups say of themselves and are assigned.
+const BYTES_MAX: usize = 256 << 20;
+
 /// All groups of the broker.
 #[derive(Default)]
 pub struct Groups {
     groups: Mutex<BTreeMap<String, Group>>,
+    /// What they hold; requests add to it, and the clock's ticks count it anew.
+    bytes: AtomicUsize,
 }
 
 impl Groups {
@@ -29,6 +37,11 @@ impl Groups {
         let now = Instant::now();
         if let Err((fault, member)) = check_join(&join) {
             let _ = sender.send(Err((fault, member)));
+            return receiver;
+        }
+        let is_one_too_many = groups.len() >= GROUPS_MAX && !groups.contains_key(&join.group);
+        if is_one_too_many || !self.take(join.bytes()) {
+            let _ = sender.send(Err((Fault::GroupMaxSizeReached, join.member)));
             return receiver;
         }
         let group = groups.entry(join.group.clone()).or_insert_with(|| Group::new(now));
@@ -78,6 +91,9 @@ impl Groups {
             Phase::Syncing => member.wait_sync(sender),
         }
         if leads {
+            if !self.take(assignments.iter().map(|(_, assignment)| assignment.len()).sum()) {
+                return Err(Fault::GroupMaxSizeReached);
+            }
             for member in group.members.values_mut() {
                 member.assignment = Bytes::new();
             }
@@ -93,6 +109,16 @@ impl Groups {
             }
         }
         Ok(receiver)
+    }
+
+    /// Whether there is room for so much more.
+    fn take(&self, bytes: usize) -> bool {
+        let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if held > BYTES_MAX {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            tracing::warn!("consumer groups hold {BYTES_MAX} bytes, and no member more is taken");
+        }
+        held <= BYTES_MAX
     }
 
     pub fn heartbeat(&self, group: &str, caller: &Caller<'_>) -> Result<(), Fault> {
@@ -123,12 +149,28 @@ impl Groups {
         if group.remove(&member, Instant::now()) { Ok(()) } else { Err(Fault::UnknownMemberId) }
     }
 
-    /// Whether offsets may be committed by this caller. `transactional`: in a transaction, whose offsets are
-    /// also taken while the group rebalances.
-    pub fn check_commit(&self, group: &str, caller: &Caller<'_>, transactional: bool) -> Result<(), Fault> {
+    /// Does `act`, which commits offsets, if this caller may: no new generation can form before it is done, and read
+    /// what was there before. `transactional`: in a transaction, whose offsets are also taken while the group
+    /// rebalances.
+    pub fn commit<T>(
+        &self,
+        group: &str,
+        caller: &Caller<'_>,
+        transactional: bool,
+        act: impl FnOnce() -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         let mut groups = lock(&self.groups);
+        Self::check_commit(groups.get_mut(group), caller, transactional)?;
+        act()
+    }
+
+    fn check_commit(
+        group: Option<&mut Group>,
+        caller: &Caller<'_>,
+        transactional: bool,
+    ) -> Result<(), Fault> {
         let outsider = caller.generation < 0 && caller.member.is_empty() && caller.instance.is_none();
-        let Some(group) = groups.get_mut(group) else {
+        let Some(group) = group else {
             return if caller.generation < 0 { Ok(()) } else { Err(Fault::IllegalGeneration) };
         };
         if outsider {
@@ -187,6 +229,8 @@ impl Groups {
             group.complete_join(now);
         }
         groups.retain(|_, group| !group.is_over());
+        let held = groups.iter().map(|(name, group)| name.len() + group.bytes()).sum();
+        self.bytes.store(held, Ordering::Relaxed);
     }
 }
 
@@ -229,6 +273,36 @@ mod tests {
         }
         assert_eq!(groups.list().len(), 100);
         tick_until(&groups, "an empty list", || groups.list().is_empty());
+    }
+
+    #[test]
+    fn what_all_groups_hold_together_is_bounded() {
+        let groups = Groups::default();
+        let ask = |number: usize| {
+            let mut wordy = Join { session: Duration::from_secs(600), ..join(&format!("g{number}"), "") };
+            wordy.id_first = false;
+            wordy.protocols[0].1 = Bytes::from(vec![0; 1 << 19]);
+            groups.join(wordy)
+        };
+        let mut waiting: Vec<_> = (0..510).map(ask).collect();
+        assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "they wait for their groups");
+        let refused: Vec<_> = (600..610).filter_map(|number| ask(number).try_recv().ok()).collect();
+        assert!(matches!(refused[..], [.., Err((Fault::GroupMaxSizeReached, _))]));
+        // They hang up, and their places are free again.
+        waiting.clear();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while ask(700).try_recv().is_ok() {
+            assert!(Instant::now() < deadline, "no place is free again");
+            for number in 0..510 {
+                for member in groups
+                    .look(&format!("g{number}"), |group| group.members.keys().cloned().collect::<Vec<_>>())
+                    .unwrap_or_default()
+                {
+                    groups.leave(&format!("g{number}"), &member, None).unwrap();
+                }
+            }
+            groups.tick();
+        }
     }
 
     #[test]

@@ -48,6 +48,12 @@ impl Member {
         self.seen = now;
     }
 
+    /// What is kept of what it said, and its assignment.
+    pub fn bytes(&self) -> usize {
+        let said: usize = self.protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum();
+        said + self.client.len() + self.instance.as_ref().map_or(0, String::len) + self.assignment.len()
+    }
+
     pub fn speaks(&self, protocol: &str) -> bool {
         self.protocols.iter().any(|(name, _)| name == protocol)
     }

@@ -4,6 +4,8 @@
 //! Invariant: the file is frames of (length, CRC-32C, JSON of a list of changes); a frame is applied whole or,
 //! when the file's end is torn, not at all.
 //! Invariant: the image changes only by a change that was written first.
+//! Invariant: the first frame after a sync says how much of the file was on the disk. What is not whole below that is
+//! damage and not a torn end, and the broker refuses to start: it deletes the files of topics it knows nothing of.
 //! Invariant: after a sync that failed the file is written anew from the image, for nobody knows what is on the disk.
 
 use std::collections::BTreeMap;
@@ -20,6 +22,9 @@ use super::transaction::Transaction;
 const FRAME_HEADER_BYTES: usize = 8;
 /// The file is rewritten once it is this much larger than the last rewrite.
 const GROWTH_BYTES_MAX: u64 = 16 << 20;
+
+/// Groups with offsets.
+const GROUPS_MAX: usize = 10_000;
 
 /// A topic as it was created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +82,10 @@ pub enum Change {
         id: String,
         state: Transaction,
     },
+    /// So much of the file was on the disk when this was written.
+    Synced {
+        bytes: u64,
+    },
 }
 
 /// What all changes add up to.
@@ -121,6 +130,7 @@ impl Image {
             Change::Transaction { id, state } => {
                 self.transactions.insert(id, state);
             }
+            Change::Synced { .. } => {}
         }
     }
 
@@ -154,10 +164,19 @@ impl Image {
     }
 }
 
+impl Image {
+    /// Whether offsets of one more group would be too many: they stay until somebody deletes them.
+    pub fn is_full_for(&self, group: &str) -> bool {
+        self.offsets.len() >= GROUPS_MAX && !self.offsets.contains_key(group)
+    }
+}
+
 struct State {
     image: Image,
     file: SharedFile,
     size: u64,
+    /// So much of the file is on the disk, and not yet said to be.
+    unsaid: Option<u64>,
     /// What the file was after the last rewrite.
     rewritten: u64,
     /// Bytes ever written, over rewrites; a position to sync up to.
@@ -187,10 +206,18 @@ impl MetadataLog {
             changes.into_iter().for_each(|change| image.apply(change));
             rest = after;
         }
+        let whole = (bytes.len() - rest.len()) as u64;
+        if synced_behind(rest) > whole {
+            let why = format!(
+                "{} is damaged at byte {whole}, and names the topics here: restore this folder from a backup, or move \
+                 it away to begin with an empty broker",
+                path.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         if !rest.is_empty() {
             tracing::warn!(bytes = rest.len(), "cut a torn write off the end of the metadata log");
         }
-        let whole = (bytes.len() - rest.len()) as u64;
         let (file, size) = match (rewrite(&*disk, &path, &image), held) {
             (Ok((file, size)), _) => {
                 disk.sync_folder(directory)?;
@@ -205,7 +232,8 @@ impl MetadataLog {
             }
             (Err(error), None) => return Err(error),
         };
-        let state = State { image, file, size, rewritten: size, written: size, doubtful: false };
+        let state =
+            State { image, file, size, unsaid: Some(size), rewritten: size, written: size, doubtful: false };
         Ok(MetadataLog { disk, path, state: Mutex::new(state), synced: Mutex::new(size) })
     }
 
@@ -226,10 +254,13 @@ impl MetadataLog {
     /// Writes changes as one frame and applies them. The position returned can be handed to [`Self::sync`];
     /// unsynced, they survive the process but not a power cut.
     pub fn write(&self, changes: Vec<Change>) -> io::Result<u64> {
-        let frame = encode(&changes)?;
         let mut state = lock(&self.state);
+        let synced = state.unsaid.map(|bytes| Change::Synced { bytes });
+        let changes: Vec<Change> = synced.into_iter().chain(changes).collect();
+        let frame = encode(&changes)?;
         // One that failed is overwritten by the next; what is left of it behind that is no frame.
         state.file.write_all_at(&frame, state.size)?;
+        state.unsaid = None;
         state.size += frame.len() as u64;
         state.written += frame.len() as u64;
         changes.into_iter().for_each(|change| state.image.apply(change));
@@ -242,9 +273,9 @@ impl MetadataLog {
         if *synced >= position {
             return Ok(());
         }
-        let (file, written, doubtful) = {
+        let (file, written, size, doubtful) = {
             let state = lock(&self.state);
-            (state.file.clone(), state.written, state.doubtful)
+            (state.file.clone(), state.written, state.size, state.doubtful)
         };
         if doubtful {
             *synced = self.rewrite()?;
@@ -254,8 +285,15 @@ impl MetadataLog {
             lock(&self.state).doubtful = true;
             return Err(error);
         }
+        lock(&self.state).unsaid = Some(size);
         *synced = written;
         Ok(())
+    }
+
+    /// Says what is on the disk, before a stop.
+    pub fn seal(&self) -> io::Result<()> {
+        self.sync_all()?;
+        self.write_synced(Vec::new())
     }
 
     /// Writes the file anew, synced, and says up to where.
@@ -266,9 +304,11 @@ impl MetadataLog {
         state.file = file;
         state.size = size;
         state.rewritten = size;
+        state.unsaid = None;
         state.doubtful = true;
         self.disk.sync_folder(self.path.parent().unwrap_or(&self.path))?;
         state.doubtful = false;
+        state.unsaid = Some(state.size);
         Ok(state.written)
     }
 
@@ -322,6 +362,29 @@ fn frame(bytes: &[u8]) -> io::Result<Option<(Vec<Change>, &[u8])>> {
     Ok(Some((serde_json::from_slice(body)?, rest)))
 }
 
+/// What the frames behind a damaged one say was on the disk.
+fn synced_behind(damaged: &[u8]) -> u64 {
+    let mut synced = 0;
+    let mut at = 1;
+    while let Some(rest) = damaged.get(at..).filter(|rest| rest.len() > FRAME_HEADER_BYTES) {
+        let looks_like_one = rest[FRAME_HEADER_BYTES] == b'[';
+        match if looks_like_one { frame(rest) } else { Ok(None) } {
+            Ok(Some((changes, after))) => {
+                for change in changes {
+                    if let Change::Synced { bytes } = change {
+                        synced = synced.max(bytes);
+                    }
+                }
+                at = damaged.len() - after.len();
+            }
+            // Another version's is no less whole.
+            Err(_) => return u64::MAX,
+            Ok(None) => at += 1,
+        }
+    }
+    synced
+}
+
 /// A new file under the log's name; that it has the name is not synced yet.
 fn rewrite(disk: &dyn Disk, path: &Path, image: &Image) -> io::Result<(SharedFile, u64)> {
     let temporary = path.with_extension("new");
@@ -332,6 +395,9 @@ fn rewrite(disk: &dyn Disk, path: &Path, image: &Image) -> io::Result<(SharedFil
         file.write_all_at(&frame, size)?;
         size += frame.len() as u64;
     }
+    let frame = encode(&[Change::Synced { bytes: size }])?;
+    file.write_all_at(&frame, size)?;
+    size += frame.len() as u64;
     file.sync()?;
     disk.rename(&temporary, path)?;
     Ok((file, size))
@@ -377,6 +443,30 @@ mod tests {
         }
         std::fs::write(&path, [&one[..], &[0; 50]].concat()).unwrap();
         assert_eq!(committed(&open(folder.path())), Some(1));
+    }
+
+    /// Whoever starts without a topic's name deletes its files.
+    #[test]
+    fn a_flipped_bit_below_what_was_synced_is_no_torn_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metadata.log");
+        let log = open(folder.path());
+        let record = TopicRecord { id: "t".into(), partitions: 1, config: BTreeMap::new() };
+        log.write_synced(vec![Change::Topic { name: "t".into(), record }]).unwrap();
+        let synced = std::fs::metadata(&path).unwrap().len() as usize;
+        log.seal().unwrap();
+        log.write(vec![offset(2)]).unwrap();
+        drop(log);
+        let bytes = std::fs::read(&path).unwrap();
+        for at in 0..synced {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            std::fs::write(&path, damaged).unwrap();
+            let refused = MetadataLog::open(Arc::new(RealDisk), folder.path()).err().expect("refused");
+            assert!(refused.to_string().contains("metadata.log is damaged at byte "), "{refused}");
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(committed(&open(folder.path())), Some(2));
     }
 
     #[test]

@@ -76,7 +76,8 @@ pub fn commit(cluster: &Arc<Cluster>, _: &Call, request: OffsetCommitRequest) ->
         generation: request.generation_id_or_member_epoch,
     };
     let mut outcome = match group.len() <= NAME_BYTES_MAX {
-        true => cluster.groups.check_commit(&group, &caller, false),
+        true if cluster.metadata.read(|image| image.is_full_for(&group)) => Err(Fault::PolicyViolation),
+        true => Ok(()),
         false => Err(Fault::InvalidGroupId),
     };
     let mut changes = Vec::new();
@@ -112,9 +113,12 @@ pub fn commit(cluster: &Arc<Cluster>, _: &Call, request: OffsetCommitRequest) ->
         }
         topics.push(OffsetCommitResponseTopic::default().with_name(topic.name).with_partitions(partitions));
     }
-    if outcome.is_ok() && !changes.is_empty() {
-        outcome =
-            cluster.metadata.write(changes).map(|_| ()).map_err(|error| Fault::from(error).of_coordinator());
+    if outcome.is_ok() {
+        let write = || match changes.is_empty() {
+            true => Ok(()),
+            false => cluster.metadata.write(changes).map(drop).map_err(Fault::from),
+        };
+        outcome = cluster.groups.commit(&group, &caller, false, write).map_err(Fault::of_coordinator);
     }
     if outcome.is_err() {
         for partition in topics.iter_mut().flat_map(|topic| &mut topic.partitions) {

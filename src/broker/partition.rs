@@ -128,9 +128,15 @@ impl Partition {
         if !header.intact(&records) {
             return Err(Fault::CorruptMessage);
         }
-        if header.control() || header.record_count < 1 || header.last_offset_delta != header.record_count - 1
+        if header.control()
+            || header.record_count < 1
+            || header.last_offset_delta != header.record_count - 1
+            || !header.may_hold_its_records()
         {
             return Err(Fault::InvalidRecord);
+        }
+        if !header.is_of_known_codec() {
+            return Err(Fault::UnsupportedCompressionType);
         }
         let now_ms = now_ms();
         let append_time_ms = config.log_append_time.then_some(now_ms);

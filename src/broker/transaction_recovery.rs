@@ -37,14 +37,12 @@ impl Cluster {
         let mut next = state.clone();
         next.epoch = next.epoch.saturating_add(1);
         next.raised_from = None;
-        let outcome = match next.phase {
-            Phase::Open => self.end(id, &mut next, false),
-            _ => self.store(id, &next).map(drop),
-        };
-        if outcome.is_ok() || next.ending() {
-            *state = next;
+        if next.phase == Phase::Open {
+            return self.abort_raised(id, state, &mut next);
         }
-        outcome
+        self.store(id, &next)?;
+        *state = next;
+        Ok(())
     }
 
     /// Ends what was decided but could not be carried out, the disk being full for example.

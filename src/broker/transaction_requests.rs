@@ -132,11 +132,14 @@ pub fn commit_offsets(
     let too_large = |offset: &PendingOffset| offset.committed.metadata.len() > OFFSET_METADATA_BYTES_MAX;
     let checked = match offsets.iter().any(too_large) || group.len() > NAME_BYTES_MAX {
         true => Err(Fault::OffsetMetadataTooLarge),
-        false => cluster.groups.check_commit(&group, &caller, true),
+        false if cluster.metadata.read(|image| image.is_full_for(&group)) => Err(Fault::PolicyViolation),
+        false => Ok(()),
     };
     let outcome = checked.and_then(|()| {
         let (id, epoch) = (request.producer_id.0, request.producer_epoch);
-        cluster.add_offsets(&request.transactional_id, id, epoch, offsets)
+        cluster.groups.commit(&group, &caller, true, || {
+            cluster.add_offsets(&request.transactional_id, id, epoch, offsets)
+        })
     });
     // This request never learned of PRODUCER_FENCED.
     let fault = fault_of(&outcome, 0, 1);

@@ -28,6 +28,8 @@ use super::{lock, now_ms};
 
 /// Kafka's `transaction.max.timeout.ms`.
 const TIMEOUT_MS_MAX: i32 = 900_000;
+/// Each stays in memory for the week that it is remembered for.
+const IDS_MAX: usize = 50_000;
 /// The last epoch that is handed out; the one above it only aborts.
 const EPOCH_MAX: i16 = i16::MAX - 1;
 
@@ -57,6 +59,12 @@ impl Cluster {
         let held = match self.transaction(id) {
             Some(held) => held,
             None => {
+                if lock(&self.transactions).len() >= IDS_MAX {
+                    tracing::warn!(
+                        "there are {IDS_MAX} transactional ids, and none more is taken; an unused one is forgotten after 7 days"
+                    );
+                    return Err(Fault::PolicyViolation);
+                }
                 let producer_id = self.new_producer_id()?;
                 let fresh = Arc::new(Mutex::new(Transaction {
                     producer_id,
@@ -77,19 +85,25 @@ impl Cluster {
         if state.epoch >= 0
             && let Some(current) = current
         {
-            if state.raised_from == Some(current) {
+            let raised = state.raised_from == Some(current);
+            if raised && state.epoch <= EPOCH_MAX {
+                // Its answer was lost, or the disk failed half way.
+                self.carry_on(id, &mut state)?;
+                self.metadata.sync_all()?;
                 return Ok((state.producer_id, state.epoch));
             }
-            if current != (state.producer_id, state.epoch) {
+            if !raised && current != (state.producer_id, state.epoch) {
                 return Err(Fault::ProducerFenced);
             }
         }
         self.carry_on(id, &mut state)?;
         let mut next = state.clone();
-        next.epoch += 1;
+        next.epoch = next.epoch.saturating_add(1);
+        next.raised_from = current;
+        next.timeout_ms = timeout_ms;
         if state.phase == Phase::Open {
             // Raised before the abort: the marker carries the new epoch and so fences the old one everywhere.
-            self.end(id, &mut next, false)?;
+            self.abort_raised(id, &mut state, &mut next)?;
         }
         if next.epoch > EPOCH_MAX {
             next.producer_id = self.new_producer_id()?;
@@ -97,8 +111,6 @@ impl Cluster {
         }
         next.phase = Phase::Empty;
         next.updated_ms = now_ms();
-        next.raised_from = current;
-        next.timeout_ms = timeout_ms;
         next.partitions.clear();
         next.ends.clear();
         next.offsets.clear();
@@ -107,6 +119,21 @@ impl Cluster {
         self.metadata.sync(position)?;
         *state = next;
         Ok((state.producer_id, state.epoch))
+    }
+
+    /// Aborts what is open, as `next`, whose epoch is raised already. Once that is decided, `state` is `next` also
+    /// where the rest fails: whoever has the old epoch must not commit what may be aborted in part.
+    pub(super) fn abort_raised(
+        &self,
+        id: &str,
+        state: &mut Transaction,
+        next: &mut Transaction,
+    ) -> Result<(), Fault> {
+        let outcome = self.end(id, next, false);
+        if outcome.is_ok() || next.ending() {
+            *state = next.clone();
+        }
+        outcome
     }
 
     /// Takes partitions into the transaction, opening it if need be.
@@ -156,13 +183,14 @@ impl Cluster {
         }
         let mut next = state.clone();
         let key = |offset: &PendingOffset| (offset.group.clone(), offset.topic.clone(), offset.partition);
-        for offset in offsets {
-            lock(&self.pending).insert(key(&offset), producer_id);
-            next.offsets.retain(|older| key(older) != key(&offset));
-            next.offsets.push(offset);
-        }
+        let keys: Vec<_> = offsets.iter().map(key).collect();
+        next.offsets.retain(|older| !keys.contains(&key(older)));
+        next.offsets.extend(offsets);
         self.store(id, &next)?;
         *state = next;
+        // The transaction can't end meanwhile, so nobody misses them; and a full disk leaves none behind.
+        let mut pending = lock(&self.pending);
+        pending.extend(keys.into_iter().map(|key| (key, producer_id)));
         Ok(())
     }
 
