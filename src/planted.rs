@@ -34,6 +34,8 @@ pub enum Fault {
     OldCheckpoint,
     /// R2: the copy that was made last is the one that counts, wherever it stands.
     CopyReplacesNewer,
+    /// R2: a copy of the same offset is taken for the own one, and built on.
+    AnothersCopyTakenForOwn,
     /// R2: what the newest copy holds is trimmed, and nothing is left for the one before.
     TrimmedToNewest,
     /// R2: a checkpoint on this machine is enough for trimming.

@@ -101,20 +101,27 @@ impl Checkpoints {
         Ok(offsets)
     }
 
-    /// Copies the checkpoint at `offset`, which `store` holds. `changes` are those since `previous`: they are
-    /// enough where `previous` has a copy to build on, unless the deltas outgrow their base.
+    /// Copies the checkpoint at `offset`, which `store` holds. `changes` are those since `previous`, an offset and
+    /// the identity of the copy that equals the store's contents there: they are enough where that copy is there to
+    /// build on, unless the deltas outgrow their base. Another owner's copy of the same offset will not do: it holds
+    /// the same state, but its rows may be laid out differently.
     pub fn upload(
         &self,
         task: &str,
         fingerprint: &str,
         offset: i64,
-        previous: Option<i64>,
+        previous: Option<(i64, &str)>,
         changes: &[Change<'_>],
         store: &dyn Store,
     ) -> Result<CopyStats> {
         if self.get(task, &manifest_name(offset))?.is_some() {
             match self.manifest(task, offset, fingerprint) {
-                Ok(_) => return Ok(CopyStats { existed: true, ..CopyStats::default() }),
+                Ok(held) => {
+                    if planted(Fault::AnothersCopyTakenForOwn) {
+                        store.set_copy(&self.identity(&held)?)?;
+                    }
+                    return Ok(CopyStats { existed: true, ..CopyStats::default() });
+                }
                 // It is of no use to anybody, and recovery has said so: it is written anew.
                 Err(StateError::Corrupt { .. } | StateError::OtherFormat { .. }) => {
                     self.delete(task, &manifest_name(offset))?;
@@ -124,7 +131,10 @@ impl Checkpoints {
         }
         let parent = match previous {
             // A parent that can not be read is not built on; it is reported by whoever recovers.
-            Some(previous) => self.manifest(task, previous, fingerprint).ok(),
+            Some((offset, identity)) => {
+                let same = |parent: &Manifest| parent.identity().is_ok_and(|found| found == identity);
+                self.manifest(task, offset, fingerprint).ok().filter(same)
+            }
             None => None,
         };
         let parent = parent.filter(|parent| !parent.wants_base());
@@ -146,8 +156,13 @@ impl Checkpoints {
         let mut parts = parent.map_or_else(Vec::new, |parent| parent.parts);
         parts.push(Part { offset, chunks });
         let manifest = Manifest::new(&self.topology, task, offset, fingerprint, parts);
-        let encoded = manifest.encode().map_err(|error| StateError::from_error(&self.place, &error))?;
+        let (encoded, identity) =
+            manifest.encode().map_err(|error| StateError::from_error(&self.place, &error))?;
         let created = self.create(task, &manifest_name(offset), encoded)?;
+        // Its answer may have been lost, so that it was created again.
+        if created || self.manifest(task, offset, fingerprint).is_ok_and(|held| held == manifest) {
+            store.set_copy(&identity)?;
+        }
         if planted(Fault::CopyReplacesNewer) {
             for newer in self.list(task)?.into_iter().filter(|&newer| newer > offset) {
                 self.delete(task, &manifest_name(newer))?;
@@ -182,7 +197,12 @@ impl Checkpoints {
             };
             into.fill(&changes)?;
         }
-        into.apply(&[], offset)
+        into.apply(&[], offset)?;
+        into.set_copy(&self.identity(&manifest)?)
+    }
+
+    fn identity(&self, manifest: &Manifest) -> Result<String> {
+        manifest.identity().map_err(|error| StateError::from_error(&self.place, &error))
     }
 
     /// Deletes all but the `keep` newest checkpoints that can be read, and the chunks that only they used.

@@ -30,7 +30,7 @@ enum Phase {
     /// Cleared, and being filled: the store below is empty.
     Filling(Rows),
     /// Filled: the store below is still empty.
-    Loaded { rows: Arc<Rows>, offset: i64 },
+    Loaded { rows: Arc<Rows>, offset: i64, copy: Option<String> },
 }
 
 /// Bytes of memory that the stores of a process share.
@@ -154,10 +154,13 @@ impl Store for DeferredStore {
                     let rows = Arc::new(std::mem::replace(rows, Rows::new(&self.allowance)));
                     // Sorted now: from here on the rows are only read, by several threads.
                     drop(rows.layer.order());
-                    *phase = Phase::Loaded { rows, offset };
+                    *phase = Phase::Loaded { rows, offset, copy: None };
                     return Ok(());
                 }
-                Phase::Loaded { rows, .. } => Some(Arc::clone(rows)),
+                Phase::Loaded { rows, offset: at, copy } => {
+                    let copy = copy.clone().filter(|_| changes.is_empty() && *at == offset);
+                    Some((Arc::clone(rows), copy))
+                }
                 Phase::Filling(_) | Phase::Written => {
                     self.write_out(&mut phase)?;
                     None
@@ -166,10 +169,13 @@ impl Store for DeferredStore {
         };
         // Where this fails half way, the rows are still in memory and are filled in again next time; unless the step was
         // done all the same, and what it changed must not be undone.
-        if let Some(rows) = loaded.filter(|_| self.inner.offset().is_none()) {
+        if let Some((rows, _)) = loaded.as_ref().filter(|_| self.inner.offset().is_none()) {
             self.inner.fill(&rows.layer.changes())?;
         }
         self.inner.apply(changes, offset)?;
+        if let Some(copy) = loaded.and_then(|(_, copy)| copy) {
+            self.inner.set_copy(&copy)?;
+        }
         *self.phase_mut() = Phase::Written;
         Ok(())
     }
@@ -179,6 +185,21 @@ impl Store for DeferredStore {
             Phase::Loaded { offset, .. } => Some(*offset),
             Phase::Written | Phase::Filling(_) => self.inner.offset(),
         }
+    }
+
+    fn copy(&self) -> Option<String> {
+        match &*self.phase() {
+            Phase::Loaded { copy, .. } => copy.clone(),
+            Phase::Written | Phase::Filling(_) => self.inner.copy(),
+        }
+    }
+
+    fn set_copy(&self, identity: &str) -> Result<()> {
+        match &mut *self.phase_mut() {
+            Phase::Loaded { copy, .. } => *copy = Some(identity.to_string()),
+            Phase::Written | Phase::Filling(_) => self.inner.set_copy(identity)?,
+        }
+        Ok(())
     }
 
     fn fingerprint(&self) -> Option<String> {

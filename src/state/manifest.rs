@@ -58,9 +58,15 @@ impl Manifest {
         }
     }
 
-    pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
+    /// The manifest as it is stored, and its checksum, which is the copy's identity: it covers that of every chunk.
+    pub fn encode(&self) -> serde_json::Result<(Vec<u8>, String)> {
         let manifest = serde_json::value::to_raw_value(self)?;
-        serde_json::to_vec(&Envelope { checksum: checksum(manifest.get().as_bytes()), manifest })
+        let identity = checksum(manifest.get().as_bytes());
+        Ok((serde_json::to_vec(&Envelope { checksum: identity.clone(), manifest })?, identity))
+    }
+
+    pub fn identity(&self) -> serde_json::Result<String> {
+        Ok(self.encode()?.1)
     }
 
     /// The format that a manifest says it is of, where that is another one than this program reads.
@@ -119,7 +125,7 @@ mod tests {
         let chunk = Chunk { object: "a.chunk".into(), bytes: 7, changes: 1, checksum: checksum(b"a") };
         let parts = vec![Part { offset: 5, chunks: vec![chunk] }];
         let manifest = Manifest::new("flights", "exchange-0", 5, "f1", parts);
-        let encoded = manifest.encode().unwrap();
+        let encoded = manifest.encode().unwrap().0;
         assert_eq!(Manifest::decode(&encoded), Ok(manifest));
         for position in 0..encoded.len() {
             let mut damaged = encoded.clone();

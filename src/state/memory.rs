@@ -21,6 +21,7 @@ struct Contents {
     rows: BTreeMap<Vec<u8>, Vec<u8>>,
     offset: Option<i64>,
     fingerprint: Option<String>,
+    copy: Option<String>,
 }
 
 impl MemoryStore {
@@ -79,6 +80,9 @@ impl Store for MemoryStore {
     fn apply(&self, changes: &[Change<'_>], offset: i64) -> Result<()> {
         let mut contents = self.write();
         contents.write(changes);
+        if !changes.is_empty() || contents.offset != Some(offset) {
+            contents.copy = None;
+        }
         contents.offset = Some(offset);
         Ok(())
     }
@@ -98,6 +102,15 @@ impl Store for MemoryStore {
 
     fn fill(&self, changes: &[Change<'_>]) -> Result<()> {
         self.write().write(changes);
+        Ok(())
+    }
+
+    fn copy(&self) -> Option<String> {
+        self.read().copy.clone()
+    }
+
+    fn set_copy(&self, identity: &str) -> Result<()> {
+        self.write().copy = Some(identity.to_string());
         Ok(())
     }
 

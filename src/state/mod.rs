@@ -73,6 +73,13 @@ pub trait Store: Send + Sync {
     /// and the first `apply` only. A store that is closed before that `apply` opens empty.
     fn fill(&self, changes: &[Change<'_>]) -> Result<()>;
 
+    /// The identity of the copy that holds exactly what this store does, layout and all. A step that changes
+    /// anything forgets it.
+    fn copy(&self) -> Option<String>;
+
+    /// Remembers that a copy with this identity holds exactly what the store does.
+    fn set_copy(&self, identity: &str) -> Result<()>;
+
     /// Whether what it says of itself will be so when it is opened again; only one that was filled may put that off.
     fn is_written(&self) -> bool {
         true

@@ -154,7 +154,7 @@ impl TaskState {
             "a checkpoint begins right after a commit: this epoch is not committed"
         );
         assert!(!self.writing, "one checkpoint at a time: the store has one writer");
-        let previous = self.store.offset();
+        let (previous, copy) = (self.store.offset(), self.store.copy());
         let offset = if planted(Fault::JournalRedoneTwice) { previous.unwrap_or(0) } else { offset };
         self.frozen = Arc::new(std::mem::take(&mut self.committed));
         self.writing = true;
@@ -163,6 +163,7 @@ impl TaskState {
             changes: Arc::clone(&self.frozen),
             offset,
             previous,
+            copy,
         }
     }
 
@@ -190,6 +191,8 @@ pub struct CheckpointWriter {
     offset: i64,
     /// The store's offset before this checkpoint: what the changes are relative to.
     previous: Option<i64>,
+    /// The copy that equals the store at that offset.
+    copy: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -220,7 +223,7 @@ impl CheckpointWriter {
             task,
             fingerprint,
             self.offset,
-            self.previous,
+            self.previous.zip(self.copy.as_deref()),
             &self.changes.changes(),
             &*self.store,
         )

@@ -114,17 +114,18 @@ fn copies_in_a_bucket_are_written_once_loaded_pruned_and_cleared() {
     let store = MemoryStore::new();
     store.clear("f1").unwrap();
     let value = vec![7u8; 100_000];
-    let mut previous = None;
+    let mut previous: Option<(i64, String)> = None;
     for offset in [10i64, 20, 30] {
         // The first copy takes several chunks.
         let keys: Vec<Vec<u8>> = (0..60).map(|key| format!("{offset}-{key:03}").into_bytes()).collect();
         let changes: Vec<_> = keys.iter().map(|key| (key.as_slice(), Some(value.as_slice()))).collect();
         store.apply(&changes, offset).unwrap();
-        let stats = copies.upload("t-0", "f1", offset, previous, &changes, &store).unwrap();
+        let on = previous.as_ref().map(|(offset, copy)| (*offset, &copy[..]));
+        let stats = copies.upload("t-0", "f1", offset, on, &changes, &store).unwrap();
         assert!(!stats.existed && stats.chunks >= 2, "{stats:?}");
-        let again = copies.upload("t-0", "f1", offset, previous, &changes, &store).unwrap();
+        let again = copies.upload("t-0", "f1", offset, on, &changes, &store).unwrap();
         assert!(again.existed, "a checkpoint is never overwritten");
-        previous = Some(offset);
+        previous = store.copy().map(|copy| (offset, copy));
     }
     assert_eq!(copies.list("t-0").unwrap(), [10, 20, 30]);
     copies.prune("t-0", 2).unwrap();

@@ -22,6 +22,7 @@ struct Record {
     fingerprint: Option<String>,
     /// The journal is to be redone.
     redo: bool,
+    copy: Option<String>,
 }
 
 enum Write {
@@ -189,7 +190,11 @@ impl Store for DiskStore {
     }
 
     fn apply(&self, changes: &[Change<'_>], offset: i64) -> Result<()> {
-        let done = Record { offset: Some(offset), redo: false, ..self.record().clone() };
+        let mut done = Record { redo: false, ..self.record().clone() };
+        if !changes.is_empty() || done.offset != Some(offset) {
+            done.copy = None;
+        }
+        done.offset = Some(offset);
         if changes.is_empty() {
             self.flush()?;
             return self.write_record(done);
@@ -221,6 +226,15 @@ impl Store for DiskStore {
 
     fn fill(&self, changes: &[Change<'_>]) -> Result<()> {
         self.write_rows(changes)
+    }
+
+    fn copy(&self) -> Option<String> {
+        self.record().copy.clone()
+    }
+
+    fn set_copy(&self, identity: &str) -> Result<()> {
+        let record = self.record().clone();
+        self.write_record(Record { copy: Some(identity.to_owned()), ..record })
     }
 
     fn check(&self) -> Result<()> {

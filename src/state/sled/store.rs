@@ -67,6 +67,9 @@ struct Record {
     step: u64,
     /// The journal to redo, until its changes are safe in the rows.
     journal: Option<Journal>,
+    /// The copy that equals the rows.
+    #[serde(default)]
+    copy: Option<String>,
 }
 
 impl Record {
@@ -349,7 +352,11 @@ impl Store for SledStore {
         let mut step = lock(&self.writer);
         self.check()?;
         *step += 1;
-        let committed = Record { offset: Some(offset), step: *step, ..self.shared().record.clone() };
+        let mut committed = Record { step: *step, ..self.shared().record.clone() };
+        if !changes.is_empty() || committed.offset != Some(offset) {
+            committed.copy = None;
+        }
+        committed.offset = Some(offset);
         if changes.is_empty() {
             // `fill` may have written rows, and they must be there before the offset is.
             self.flush()?;
@@ -391,6 +398,16 @@ impl Store for SledStore {
         let _writer = lock(&self.writer);
         assert!(self.offset().is_none(), "only a store without an offset is filled");
         self.write_rows(changes)
+    }
+
+    fn copy(&self) -> Option<String> {
+        self.shared().record.copy.clone()
+    }
+
+    fn set_copy(&self, identity: &str) -> Result<()> {
+        let _writer = lock(&self.writer);
+        let record = self.shared().record.clone();
+        self.write_record(Record { copy: Some(identity.to_string()), ..record })
     }
 
     fn check(&self) -> Result<()> {

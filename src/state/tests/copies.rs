@@ -122,6 +122,52 @@ fn an_upload_cut_short_before_its_manifest_is_no_checkpoint_and_is_done_again() 
     assert!(copied.checkpoints.upload(TASK, "f1", 20, None, &[], &copied.store).unwrap().existed);
 }
 
+/// Two owners' states at an offset say the same, but where their epochs ended decides how rows are packed together: rows
+/// of one must not be laid over the other's.
+#[test]
+fn a_delta_never_builds_on_the_copy_of_another_owner() {
+    let mut copied = Copied::new();
+    copied.step(10);
+    let other = MemoryStore::new();
+    copied.checkpoints.load(TASK, 10, "f1", &other).unwrap();
+    let mut state = TaskState::new(Box::new(other.clone()));
+    state.put(b"packed otherwise", b"both rows");
+    state.commit_epoch();
+    let writer = state.begin_checkpoint(20);
+    writer.write().unwrap();
+    let stats = writer.upload(&copied.checkpoints, TASK, "f1").unwrap();
+    assert!(!stats.base && !stats.existed, "what was loaded from a copy builds on it");
+
+    assert!(copied.step(20).existed);
+    assert_eq!(copied.loaded(20).unwrap(), rows(&other));
+    assert!(copied.step(30).base, "its own checkpoint at 20 has no copy");
+    assert_eq!(copied.loaded(30).unwrap(), copied.states[&30]);
+    assert!(!copied.step(40).base);
+    assert_eq!(copied.loaded(40).unwrap(), copied.states[&40]);
+}
+
+#[test]
+fn a_store_that_is_opened_again_goes_on_from_its_own_copy() {
+    let copied = Copied::new();
+    let folder = tempfile::tempdir().unwrap();
+    let step = |offset: i64| {
+        let dir = StateDir::open(folder.path()).unwrap();
+        let store = dir.task(TASK).unwrap();
+        if offset == 10 {
+            store.clear("f1").unwrap();
+        }
+        let mut state = TaskState::new(Box::new(store));
+        state.put(&offset.to_be_bytes(), &value(1, 500));
+        state.commit_epoch();
+        let writer = state.begin_checkpoint(offset);
+        writer.write().unwrap();
+        writer.upload(&copied.checkpoints, TASK, "f1").unwrap()
+    };
+    assert!(step(10).base);
+    assert!(!step(20).base);
+    assert!(!step(30).base || step(40).base, "deltas outgrow their base");
+}
+
 #[test]
 fn a_checkpoint_is_never_overwritten() {
     let mut copied = Copied::new();
@@ -143,8 +189,10 @@ fn a_delta_never_builds_on_what_has_no_copy() {
     apply(&copied.store, &BTreeMap::from([(b"unseen".to_vec(), Some(b"1".to_vec()))]), 15);
     let change = BTreeMap::from([(b"seen".to_vec(), Some(b"2".to_vec()))]);
     apply(&copied.store, &change, 20);
-    let stats =
-        copied.checkpoints.upload(TASK, "f1", 20, Some(15), &borrowed(&change), &copied.store).unwrap();
+    let stats = copied
+        .checkpoints
+        .upload(TASK, "f1", 20, Some((15, "unseen")), &borrowed(&change), &copied.store)
+        .unwrap();
     assert!(stats.base);
     assert_eq!(copied.loaded(20).unwrap(), rows(&copied.store));
 }

@@ -143,6 +143,12 @@ impl Store for Full {
         self.inner.fill(&changes[..if full { changes.len() / 2 } else { changes.len() }])?;
         if full { Err(StateError::Unreachable("the disk is full".into())) } else { Ok(()) }
     }
+    fn copy(&self) -> Option<String> {
+        self.inner.copy()
+    }
+    fn set_copy(&self, identity: &str) -> Result<()> {
+        self.inner.set_copy(identity)
+    }
     fn check(&self) -> Result<()> {
         self.inner.check()
     }

@@ -79,13 +79,14 @@ impl Copies {
         let copies = Checkpoints::over(memory.clone(), "fuzz", "memory");
         let store = MemoryStore::new();
         store.clear("f").unwrap();
-        let mut previous = None;
+        let mut previous: Option<(i64, String)> = None;
         for step in 0..3 {
             let (offset, changes) = (i64::from(step) * 10, changes(step));
             apply(&store, &changes, offset);
             let borrowed: Vec<_> = changes.iter().map(|(key, value)| (&key[..], value.as_deref())).collect();
-            copies.upload(TASK, "f", offset, previous, &borrowed, &store).unwrap();
-            previous = Some(offset);
+            let on = previous.as_ref().map(|(offset, copy)| (*offset, &copy[..]));
+            copies.upload(TASK, "f", offset, on, &borrowed, &store).unwrap();
+            previous = store.copy().map(|copy| (offset, copy));
         }
         let objects = futures::executor::block_on(async {
             use futures::TryStreamExt;
