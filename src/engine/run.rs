@@ -72,6 +72,8 @@ pub struct RunReport {
     /// Commits of this process.
     pub commits: u64,
     pub rejoins: u32,
+    /// With `until_end`: the ends are reached and committed. Otherwise it was stopped before.
+    pub reached_end: bool,
 }
 
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,7 +134,7 @@ impl Shared {
         let exchanges = names.exchanges.iter().flatten();
         let keyed_partitions = exchanges.map(|topic| names.count(topic) as usize).sum();
         let until_end = match options.until_end {
-            true => Some(UntilEnd::new(plan, &names, &**log, options.close)?),
+            true => Some(UntilEnd::new(plan, &names, &**log, options)?),
             false => None,
         };
         if let Some(copies) = &checkpoints {
@@ -272,7 +274,8 @@ pub fn run(
     for outcome in outcomes {
         rejoins += outcome?;
     }
-    Ok(RunReport { counters: progress.counters(), commits: progress.commits().0, rejoins })
+    let reached_end = shared.until_end.as_ref().is_some_and(UntilEnd::is_done);
+    Ok(RunReport { counters: progress.counters(), commits: progress.commits().0, rejoins, reached_end })
 }
 
 /// Refuses a topology that can't run here before anything is made for it; yields what it remembers of itself.

@@ -4,12 +4,13 @@
 //! partition, and whichever of them run to their ends or for ever. Level by level: once every source is committed
 //! past its end, the ends of the exchanges below are looked up; once those are committed past, the next ones.
 //!
+//! Invariant: nothing is looked up before every worker of this process has committed its sources up to their ends.
 //! Invariant: ends are compared with committed positions, not with offsets of records: transaction markers are gaps.
 //! Invariant: a partition that is added after the start is not waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::log::{Log, LogError};
@@ -19,6 +20,7 @@ use crate::time::WATERMARK_MAX;
 
 use super::Result;
 use super::offsets::OffsetMetadata;
+use super::run::RunOptions;
 use super::topics::TopicNames;
 
 /// The committed offsets are looked up this often at most.
@@ -32,6 +34,8 @@ pub struct UntilEnd {
     pub close: bool,
     /// Of the sources.
     ends: BTreeMap<TopicPartition, i64>,
+    /// Workers that have not committed what they have up to its ends.
+    busy: Mutex<BTreeSet<usize>>,
     way: Mutex<Way>,
     done: AtomicBool,
 }
@@ -52,7 +56,7 @@ struct Way {
 
 impl UntilEnd {
     /// The sources' last stable ends as they are now.
-    pub fn new(plan: &Plan, names: &TopicNames, log: &dyn Log, close: bool) -> Result<Self> {
+    pub fn new(plan: &Plan, names: &TopicNames, log: &dyn Log, options: &RunOptions) -> Result<Self> {
         let (mut ends, mut to_commit) = (BTreeMap::new(), BTreeMap::new());
         let mut levels: Vec<Vec<TopicPartition>> = Vec::new();
         let mut level_of: Vec<usize> = Vec::new();
@@ -84,7 +88,13 @@ impl UntilEnd {
         let exchanges = levels.concat();
         let way =
             Way { levels, ends: to_commit, keyed: false, exchanges, looks_left: LOOKS_AGAIN, looked: None };
-        Ok(Self { close, ends, way: Mutex::new(way), done: AtomicBool::new(false) })
+        Ok(Self {
+            close: options.close,
+            ends,
+            busy: Mutex::new((0..options.threads.max(1)).collect()),
+            way: Mutex::new(way),
+            done: AtomicBool::new(false),
+        })
     }
 
     /// Whether a source's partition is read to its end.
@@ -99,6 +109,17 @@ impl UntilEnd {
 
     pub fn is_done(&self) -> bool {
         self.done.load(Ordering::Acquire)
+    }
+
+    /// Whether no worker of this process has anything left to tell: what an earlier run has committed says nothing of
+    /// the ends that this one tells anew.
+    pub fn all_told(&self, worker: usize, busy: bool) -> bool {
+        let mut workers = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        match busy {
+            true => workers.insert(worker),
+            false => workers.remove(&worker),
+        };
+        workers.is_empty()
     }
 
     /// Looks up what is committed, unless somebody did so just now.

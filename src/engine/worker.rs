@@ -186,7 +186,7 @@ impl Worker {
         };
         // A crashed member's offsets may have to be waited for, longer than an open transaction lives.
         let busy = self.fence.is_none() || self.epoch.is_some() || self.slots.iter().any(is_before);
-        if until_end.is_done() || busy {
+        if until_end.is_done() || !until_end.all_told(self.index, busy) {
             return Ok(until_end.is_done());
         }
         until_end.look(&*self.shared.log, &self.shared.names, self.shared.machine.now())

@@ -44,6 +44,8 @@ pub struct PartitionLag {
     pub lag_records: i64,
     #[serde(serialize_with = "as_time")]
     pub watermark: Option<Micros>,
+    /// It has come to the end of its input, for good: the topology was closed.
+    pub ended: bool,
     /// Behind the furthest watermark of the origins; `None` before the first.
     pub lag_seconds_event: Option<f64>,
     /// Age of the oldest unread record; `None` where it has no timestamp or did not answer in time.
@@ -91,7 +93,7 @@ pub struct LagReport {
     pub topology: Arc<str>,
     pub group: String,
     pub partitions: Vec<PartitionLag>,
-    /// One for each keyed stage whose origins exist.
+    /// One for each keyed stage whose origins exist and that has not ended.
     pub holds: Vec<Hold>,
     /// Exchanges that do not exist yet.
     pub missing: Vec<Arc<str>>,
@@ -185,6 +187,7 @@ impl PartitionLag {
             end: bounds.end,
             lag_records: (bounds.end - offset.unwrap_or(bounds.start).max(bounds.start)).max(0),
             watermark: watermark.filter(|&at| at != WATERMARK_MIN && at != WATERMARK_MAX),
+            ended: watermark == Some(WATERMARK_MAX),
             lag_seconds_event: None,
             lag_seconds_log: None,
             idle: metadata.as_ref().is_some_and(|metadata| metadata.idle),
@@ -260,6 +263,10 @@ fn probe_log_time(partitions: &mut [PartitionLag], log: &dyn Log, now_ms: i64) -
 /// The origin that a keyed stage waits for, by the rules of its watermark (R3, R4).
 fn hold(plan: &Plan, names: &TopicNames, stage: usize, partitions: &[PartitionLag]) -> Option<Hold> {
     let topics = names.origin_set(plan, stage);
+    let input = names.input_topic(plan, stage);
+    if partitions.iter().filter(|at| at.topic == input).all(|at| at.ended) {
+        return None;
+    }
     let origins: Vec<_> =
         partitions.iter().filter(|at| topics.iter().any(|(topic, _)| *topic == at.topic)).collect();
     let of = |wanted: &dyn Fn(&PartitionLag) -> bool| -> Vec<&PartitionLag> {
@@ -434,7 +441,7 @@ fn row(partition: &PartitionLag) -> Vec<String> {
         partition.end.to_string(),
         partition.lag_records.to_string(),
         text::or_none(partition.lag_seconds_log, text::duration),
-        text::or_none(partition.watermark, text::time),
+        if partition.ended { "ended".to_owned() } else { text::or_none(partition.watermark, text::time) },
         text::or_none(partition.lag_seconds_event, text::duration),
         if partition.idle { "idle" } else { text::NONE }.to_string(),
         counter(|counters| counters.read),

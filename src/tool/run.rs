@@ -80,7 +80,14 @@ pub fn run(config: &Config, file: &Path, end: End, out: &mut Printer) -> Result<
         Watched { plan: Arc::clone(&plan), log: Arc::clone(&cluster.log), progress: progress.clone() };
     let _metrics = Server::start_or_warn(&config.http.listen, Arc::new(watched_here));
     let report = watched(&plan, &cluster, &options(config, end), &progress, &stop, out)?;
-    finish(&plan, &report, &progress, end, out)
+    finish(&plan, &report, &progress, out)?;
+    if end != End::None && !report.reached_end {
+        return Err(ToolError::Failed {
+            message: "stopped before the ends that the sources had at the start".to_owned(),
+            help: Some("what is committed stays: the same command goes on from there".to_owned()),
+        });
+    }
+    Ok(())
 }
 
 /// Runs in a thread of its own and reports meanwhile.
@@ -135,11 +142,11 @@ fn report(plan: &Plan, progress: &Progress, out: &mut Printer) -> Result<()> {
     })
 }
 
-fn finish(plan: &Plan, run: &RunReport, progress: &Progress, end: End, out: &mut Printer) -> Result<()> {
+fn finish(plan: &Plan, run: &RunReport, progress: &Progress, out: &mut Printer) -> Result<()> {
     report(plan, progress, out)?;
     if !out.json() {
         let open: u64 = progress.tasks().values().filter_map(|task| task.open_windows).sum();
-        let why = if end == End::None { "stopped" } else { "reached the ends" };
+        let why = if run.reached_end { "reached the ends" } else { "stopped" };
         out.line(&format!("{why} and committed after {} commits", text::number(run.commits)))?;
         if open > 0 {
             let windows = if open == 1 { "window stays" } else { "windows stay" };

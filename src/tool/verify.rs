@@ -31,7 +31,7 @@ use crate::log::{Log, LogError};
 use crate::plan::{Late, Plan};
 use crate::record::{Micros, TopicPartition};
 use crate::serve::text;
-use crate::time::WATERMARK_MIN;
+use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
 
 use super::cluster;
 use super::{Printer, Stop, ToolError};
@@ -76,6 +76,8 @@ pub struct VerifyReport {
     pub records: u64,
     /// The least watermark of all origins at the cut, in microseconds; `None` before the first.
     pub watermark: Option<Micros>,
+    /// The topology was closed: all of its windows are compared.
+    pub ended: bool,
     pub views: Vec<ViewReport>,
     /// Rows that the live run could not apply because their window was past retention; a replay has them.
     pub state_expired: u64,
@@ -158,10 +160,11 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
         return report.views.iter().try_for_each(|view| out.object(view));
     }
     let cut = report.watermark.map_or("none yet".to_owned(), text::time);
-    out.line(&format!(
-        "replayed {} records to the live run's cut (watermark {cut})",
-        text::number(report.records)
-    ))?;
+    let cut = match report.ended {
+        true => "end: it was closed, and so is every window".to_owned(),
+        false => format!("cut (watermark {cut})"),
+    };
+    out.line(&format!("replayed {} records to the live run's {cut}", text::number(report.records)))?;
     for view in &report.views {
         let left = view.pending + view.not_compared + view.earlier_version;
         let verdict = match (view.equal, view.differing, view.expired, left) {
@@ -221,7 +224,7 @@ pub fn verify(
     stop: &AtomicBool,
 ) -> Result<VerifyReport, VerifyError> {
     let cut = Cut::take(plan, &**log)?;
-    let state_expired = cut.wait_for_keyed(plan, &**log, options.patience)?;
+    let drained = cut.wait_for_keyed(plan, &**log, options.patience)?;
     // Written before the offsets that were waited for.
     let Some(meta) = Meta::read(plan, &**log)? else {
         return Err(VerifyError::NothingCommitted(plan.name.to_string()));
@@ -245,7 +248,8 @@ pub fn verify(
         // The live run has gone on: which rows without a window came before the cut, nothing tells.
         let moved = Cut::take(plan, &**log)?.offsets != cut.offsets;
         let windows = Windows {
-            watermark: cut.watermark,
+            // Nothing comes after the end.
+            watermark: if drained.ended { WATERMARK_MAX } else { cut.watermark },
             moved,
             expired: ExpiredWindows::of(plan, index, &meta.expired),
         };
@@ -257,7 +261,8 @@ pub fn verify(
     Ok(VerifyReport {
         records: replayed.counters.read,
         watermark: (cut.watermark != WATERMARK_MIN).then_some(cut.watermark),
+        ended: drained.ended,
         views,
-        state_expired,
+        state_expired: drained.expired,
     })
 }

@@ -2,10 +2,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::project::Project;
+use crate::support::within;
 
 fn objects(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -209,4 +211,95 @@ fn topologies_are_tested_without_a_broker() {
     assert!(wrong.err.contains("flights_test.yaml:5:7: 'departurs' is no source"), "{}", wrong.err);
     assert!(wrong.err.contains("help: did you mean 'departures'?"), "{}", wrong.err);
     assert_eq!(project.run(&["test", "nothing.yaml"]).code, 2);
+}
+
+const COUNTED: &str = "
+name: counted
+sources:
+  numbers:
+    topic: numbers
+    format: json
+    columns: {v: bigint, at: timestamp_s}
+    event_time: at
+    watermark: {out_of_orderness: 0s}
+views:
+  minutely: |
+    select window_start, v, count(*) as n from tumble(numbers, at, interval '1 minute') group by window_start, v
+  hourly: |
+    select window_start, sum(n) as n from tumble(minutely, window_start, interval '1 hour') group by window_start
+sinks:
+  minutely: {topic: {name: counted.minutely, key: [window_start, v]}}
+  hourly: {topic: {name: counted.hourly, key: [window_start]}}
+";
+
+fn counted() -> Project {
+    let project = Project::new();
+    project.write("counted.yaml", COUNTED);
+    project.write("c.yaml", "worker: {threads: 3}\n");
+    project
+}
+
+/// Records that are not read, of all partitions; `None` while there is no lag to tell.
+fn behind(project: &Project) -> Option<u64> {
+    let lag = objects(&project.run(&["lag", "counted.yaml", "--json"]).out);
+    let partitions = lag.iter().filter(|line| line["type"] == "partition");
+    let each: Vec<Option<u64>> = partitions.map(|line| line["lag_records"].as_u64()).collect();
+    each.into_iter().reduce(|sum, lag| Some(sum? + lag?)).flatten()
+}
+
+fn produce_numbers(project: &Project) {
+    let lines: String =
+        (0..200).map(|number| format!("{{\"v\":{},\"at\":{}}}\n", number % 7, number * 10)).collect();
+    let produced = project.run_with(&["topic", "produce", "numbers", "--partitions", "4"], &lines);
+    assert_eq!(produced.code, 0, "{}", produced.err);
+}
+
+#[test]
+fn a_topology_that_was_closed_can_be_closed_again_and_stays_as_it_is() {
+    let project = counted();
+    let _broker = project.broker();
+    produce_numbers(&project);
+    let close = ["run", "counted.yaml", "--until-end", "--close", "--config", "c.yaml"];
+    let mut rows = None;
+    for _ in 0..6 {
+        assert!(project.ok(&close).contains("reached the ends"));
+        assert_eq!(behind(&project), Some(0));
+        let tail = project.ok(&["topic", "tail", "counted.hourly", "--from-beginning"]);
+        assert_eq!(rows.get_or_insert_with(|| tail.clone()), &tail);
+    }
+    let verified = project.ok(&["verify", "counted.yaml"]);
+    assert!(verified.contains("to the live run's end"), "{verified}");
+    assert!(verified.contains("counted.hourly: 1 rows equal, 0 differ, 0 pending"), "{verified}");
+    assert!(!verified.contains("NOTHING") && !verified.contains("8 not compared"), "{verified}");
+    let lag = project.ok(&["lag", "counted.yaml"]);
+    assert!(lag.contains("ended") && !lag.contains("waits for"), "{lag}");
+}
+
+#[test]
+fn a_run_to_the_end_that_is_interrupted_says_that_it_did_not_get_there() {
+    let project = counted();
+    let broker = project.broker();
+    produce_numbers(&project);
+    // Another process has all partitions, and stands still.
+    project.write("holder.yaml", "data_dir: holder\nhttp: {listen: 127.0.0.1:0}\n");
+    let brokers = ["--brokers", &broker.address];
+    let holder =
+        project.start(&[&["run", "counted.yaml", "--config", "holder.yaml"][..], &brokers[..]].concat());
+    within(Duration::from_secs(30), "it has read all", || (behind(&project) == Some(0)).then_some(()));
+    holder.signal("-STOP");
+    produce_numbers(&project);
+    let mut command = project.command(&["run", "counted.yaml", "--until-end"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert!(line.contains("'counted' runs on"), "{line}");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let printed = child.wait_with_output().unwrap();
+    let said: Vec<String> = out.lines().map(Result::unwrap).collect();
+    let error = String::from_utf8(printed.stderr).unwrap();
+    let last = said.last().map_or("", String::as_str);
+    assert!(last.starts_with("stopped and committed after 0 commits"), "{said:?}\n{error}");
+    assert!(error.contains("error: stopped before the ends that the sources had at the start"), "{error}");
+    assert_eq!(printed.status.code(), Some(1));
 }

@@ -12,7 +12,7 @@ use crate::log::{Log, LogError, Span, read_spans};
 use crate::plan::{Plan, StageInput};
 use crate::planted::{Fault, planted};
 use crate::record::{Micros, TopicPartition};
-use crate::time::WATERMARK_MIN;
+use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
 
 /// How often it is looked at what is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -22,6 +22,14 @@ pub struct Cut {
     pub offsets: BTreeMap<TopicPartition, i64>,
     /// The least of all origins' watermarks.
     pub watermark: Micros,
+}
+
+/// What keyed tasks say once they are past the cut.
+pub struct Drained {
+    /// Rows that they could not apply.
+    pub expired: u64,
+    /// All of them are at the end of their input, for good: the topology was closed.
+    pub ended: bool,
 }
 
 impl Cut {
@@ -59,10 +67,15 @@ impl Cut {
     }
 
     /// Waits until every keyed task has committed past the exchange records of the cut, stage by stage, and until what
-    /// they have made of them can be read; yields how many rows they could not apply.
-    pub fn wait_for_keyed(&self, plan: &Plan, log: &dyn Log, patience: Duration) -> Result<u64, VerifyError> {
+    /// they have made of them can be read.
+    pub fn wait_for_keyed(
+        &self,
+        plan: &Plan,
+        log: &dyn Log,
+        patience: Duration,
+    ) -> Result<Drained, VerifyError> {
         let names = TopicNames::of(plan);
-        let mut expired = 0;
+        let mut drained = Drained { expired: 0, ended: true };
         for (stage, spec) in plan.stages.iter().enumerate() {
             let StageInput::Exchange { .. } = spec.input else { continue };
             let exchange = written(log, &names.input_topic(plan, stage))?;
@@ -75,9 +88,12 @@ impl Cut {
                     let offset = committed.as_ref().map_or(0, |position| position.offset);
                     let behind = records_between(log, &partition, offset, end)?;
                     if behind == 0 || planted(Fault::VerifyBeforeKeyed) {
-                        if let Some(position) = committed {
-                            expired += OffsetMetadata::parse(&position.metadata, &partition)?.expired;
-                        }
+                        let metadata =
+                            committed.map(|position| OffsetMetadata::parse(&position.metadata, &partition));
+                        let metadata = metadata.transpose()?;
+                        drained.expired += metadata.as_ref().map_or(0, |metadata| metadata.expired);
+                        drained.ended &=
+                            metadata.is_some_and(|metadata| metadata.watermark() == WATERMARK_MAX);
                         break;
                     }
                     if began.elapsed() > patience {
@@ -94,7 +110,7 @@ impl Cut {
         for topic in plan.sinks.iter().filter_map(|sink| sink.topic.as_ref()) {
             wait_for_stable(log, &written(log, &topic.topic)?, patience)?;
         }
-        Ok(expired)
+        Ok(drained)
     }
 
     /// From where on each sink's view is what the plan says (rule R12).
