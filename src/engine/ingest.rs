@@ -90,6 +90,8 @@ pub struct IngestTask {
     /// the offset was told in the same transaction, by whoever had the partition.
     told: (Option<Micros>, bool),
     told_committed: (Option<Micros>, bool),
+    /// Records came in this epoch: their rows, if there are any, have ended what was told of its idleness.
+    woke: bool,
     passed: Passed,
 }
 
@@ -129,6 +131,7 @@ impl IngestTask {
             told_committed: told,
             committed: position.clone(),
             now: position,
+            woke: false,
             passed: Passed::default(),
         })
     }
@@ -182,6 +185,7 @@ impl IngestTask {
     pub fn step(&mut self, run: &Run, outputs: &mut Outputs) -> Result<()> {
         let count = run.records.len();
         self.now.idle = false;
+        self.woke = true;
         let mut outcomes = vec![Outcome::Filtered; count];
         let batch = self.decode(run, &mut outcomes, outputs)?;
         self.passed.clear();
@@ -219,10 +223,12 @@ impl IngestTask {
         outputs.take_rows(&mut self.passed);
         let watermark = self.watermark();
         let (told, told_idle) = self.told;
-        if told != Some(watermark) && watermark != WATERMARK_MIN || told_idle && !self.now.idle {
+        let woke = std::mem::take(&mut self.woke) && !planted(Fault::IdleAgainUntold);
+        let still_idle = told_idle && self.now.idle && !woke;
+        if told != Some(watermark) && watermark != WATERMARK_MIN || told_idle && !still_idle {
             outputs.watermark = Some(watermark);
         }
-        outputs.idle = self.now.idle && !told_idle;
+        outputs.idle = self.now.idle && !still_idle;
         self.told = (Some(watermark), self.now.idle);
         Ok(())
     }
@@ -247,6 +253,7 @@ impl IngestTask {
             self.now.counters = counters;
         }
         self.told = self.told_committed;
+        self.woke = false;
         self.decoder.finish();
         (self.checks, self.pipeline) = Self::operators(&self.plan, self.stage, self.source)?;
         Ok(self.now.offset)

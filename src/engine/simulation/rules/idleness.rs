@@ -1,6 +1,7 @@
 //! Rule R4: an origin goes idle, and wakes.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::engine::simulation::outcome::read;
 use crate::engine::simulation::scene::{Scene, equal, only_with_the_rule, values};
@@ -105,5 +106,32 @@ fn r4_a_new_owner_tells_of_the_wake() {
         let outcome = scene.end()?;
         equal("rows expired", outcome.expired, 0)?;
         equal("windows", values(&outcome, "ruled.minutely").len(), 7)
+    });
+}
+
+/// An idle origin wakes and is idle again before the epoch ends: its row has woken it for those who read it, and they
+/// must hear that it sleeps.
+#[test]
+fn r4_idle_again_within_an_epoch() {
+    only_with_the_rule(Fault::IdleAgainUntold, || {
+        let scene = Scene::new("", "1s", Settings { epoch: Duration::from_secs(3), ..Settings::default() });
+        let process = scene.start(0);
+        let epoch = |records: &[(i32, i64)]| {
+            records.iter().for_each(|&(partition, at)| scene.comes(partition, "a", 1, at));
+            scene.work(&process, 5);
+            scene.pass(2);
+            scene.work(&process, 5);
+            scene.pass(4);
+            scene.work(&process, 5);
+        };
+        epoch(&[(0, 0), (1, 0)]);
+        epoch(&[]);
+        assert!(scene.committed("numbers", 1).1.idle);
+        epoch(&[(1, 10)]);
+        assert!(scene.committed("numbers", 1).1.idle);
+        (0..6).for_each(|number| epoch(&[(0, 100 + number * 60)]));
+        let written = read(&scene.0.log, "ruled.minutely").len();
+        scene.end()?;
+        equal("windows closed while one origin is idle", written > 3, true)
     });
 }
