@@ -1,4 +1,5 @@
-//! Faults that a test plants in the engine, to see that other tests find them; no room, and seen by all of them.
+//! Faults that a test plants in the engine, to see that other tests find them; no room, and seen by all of them. Besides,
+//! sizes that short tests would never come to are made small for them, and which ways they have gone is noted.
 //!
 //! Invariant: without the feature `planted-faults` all of this compiles to nothing.
 //! Invariant: a fault is planted for the thread that asks for it, so tests run beside each other.
@@ -50,6 +51,8 @@ pub enum Fault {
     NobodyActiveClosesAll,
     /// R4: a transaction without records carries no offset, and nothing fences it.
     UnfencedIdle,
+    /// R4: an origin that wakes and is idle again in one epoch is still idle.
+    IdleAgainUntold,
     /// R4: who takes an idle origin over does not know that the others were told so.
     WakeForgotten,
     /// R5: what is too far ahead is decided by the clock on the wall.
@@ -88,7 +91,8 @@ pub enum Fault {
 
 #[cfg(feature = "planted-faults")]
 mod switch {
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
+    use std::collections::BTreeMap;
 
     use super::Fault;
 
@@ -96,6 +100,8 @@ mod switch {
         static PLANTED: Cell<Option<Fault>> = const { Cell::new(None) };
         static WALL_CLOCK: Cell<i64> = const { Cell::new(0) };
         static FURTHEST: Cell<i64> = const { Cell::new(i64::MIN) };
+        static SMALL: Cell<bool> = const { Cell::new(false) };
+        static NOTED: RefCell<BTreeMap<String, u64>> = const { RefCell::new(BTreeMap::new()) };
     }
 
     /// Takes the fault away when it is dropped.
@@ -128,6 +134,48 @@ mod switch {
         WALL_CLOCK.set(micros);
     }
 
+    /// From here on sizes are small for this thread.
+    pub fn shrink_sizes() {
+        SMALL.set(true);
+    }
+
+    /// `size`, or where sizes are small, `small`.
+    pub fn sized(size: usize, small: usize) -> usize {
+        if SMALL.get() { small } else { size }
+    }
+
+    /// This thread goes a way that tests should go.
+    pub fn note(way: &str) {
+        if SMALL.get() {
+            NOTED.with_borrow_mut(|noted| *noted.entry(way.to_owned()).or_default() += 1);
+        }
+    }
+
+    /// The ways that this thread has gone, and how often.
+    pub fn noted() -> BTreeMap<String, u64> {
+        NOTED.take()
+    }
+
+    /// Does something on another thread, where all of this is as on this one.
+    pub fn elsewhere(act: impl FnOnce() + Send) {
+        let (planted, wall_clock, furthest, small) =
+            (PLANTED.get(), WALL_CLOCK.get(), FURTHEST.get(), SMALL.get());
+        let there = || {
+            PLANTED.set(planted);
+            WALL_CLOCK.set(wall_clock);
+            FURTHEST.set(furthest);
+            SMALL.set(small);
+            act();
+            (FURTHEST.get(), noted())
+        };
+        let done = std::thread::scope(|scope| scope.spawn(there).join());
+        let (furthest, ways) = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        FURTHEST.set(furthest);
+        NOTED.with_borrow_mut(|noted| {
+            ways.into_iter().for_each(|(way, times)| *noted.entry(way).or_default() += times);
+        });
+    }
+
     /// The highest of what the tasks of this thread have said.
     pub fn furthest(fault: Fault, own: i64) -> i64 {
         if !planted(fault) {
@@ -139,7 +187,10 @@ mod switch {
 }
 
 #[cfg(feature = "planted-faults")]
-pub use switch::{Planted, furthest, plant, planted, set_wall_clock, wall_clock};
+pub use switch::{
+    Planted, elsewhere, furthest, note, noted, plant, planted, set_wall_clock, shrink_sizes, sized,
+    wall_clock,
+};
 
 #[cfg(not(feature = "planted-faults"))]
 mod nothing {
@@ -157,7 +208,13 @@ mod nothing {
     pub const fn furthest(_: Fault, own: i64) -> i64 {
         own
     }
+    #[inline(always)]
+    pub const fn sized(size: usize, _: usize) -> usize {
+        size
+    }
+    #[inline(always)]
+    pub const fn note(_: &str) {}
 }
 
 #[cfg(not(feature = "planted-faults"))]
-pub use nothing::{furthest, planted, wall_clock};
+pub use nothing::{furthest, note, planted, sized, wall_clock};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::log::Log;
 use crate::objects::Patience;
-use crate::planted::{Fault, planted};
+use crate::planted::{Fault, note, planted};
 use crate::record::TopicPartition;
 use crate::state::{CheckpointStats, StateError};
 
@@ -40,7 +40,11 @@ pub fn begin_checkpoint(shared: &Shared, partition: &TopicPartition, slot: &mut 
         (state.memory_bytes(), state.is_behind())
     };
     let over = bytes > budget;
+    if over {
+        note("state is over its budget");
+    }
     if over && bytes > 2 * budget && slot.checkpoint.is_some() {
+        note("a checkpoint is waited for, since state is over twice its budget");
         // Memory is bounded: wait for the writer rather than fold further, but not for a store that hangs.
         if let Some(writing) = &slot.checkpoint {
             writing.patience.each_at_most(REQUEST_GRACE);

@@ -30,6 +30,7 @@ use arrow::row::{RowConverter, SortField};
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use crate::planted::{note, sized};
 use crate::record::{Micros, Origin};
 
 use super::{EngineError, Result};
@@ -99,7 +100,8 @@ impl Encoder {
             self.generator.encode(rows, &mut dictionaries, &self.options, &mut self.compression)?;
         let size =
             self.header.len() + 14 + forms.len() + encoded.ipc_message.len() + encoded.arrow_data.len();
-        if size > MESSAGE_BYTES_MAX && rows.num_rows() > 1 {
+        if size > sized(MESSAGE_BYTES_MAX, 700) && rows.num_rows() > 1 {
+            note("rows take several messages");
             let half = rows.num_rows() / 2;
             self.narrowed(forms, &rows.slice(0, half), out)?;
             return self.narrowed(forms, &rows.slice(half, rows.num_rows() - half), out);

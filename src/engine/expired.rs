@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::operator::Expired;
 use crate::plan::{Plan, Work};
+use crate::planted::note;
 use crate::record::{Micros, Origin};
 
 /// A window that rows of one origin came too late for. Written once for each window and origin: rows and offsets
@@ -47,6 +48,7 @@ pub struct EpochExpired(BTreeMap<(Arc<str>, Micros, Origin), ExpiredWindow>);
 
 impl EpochExpired {
     pub fn add(&mut self, origin: Origin, expired: Expired) {
+        note("rows come for windows that are past their retention");
         let key = (Arc::clone(&expired.view), expired.window_end, origin.clone());
         let window = ExpiredWindow::new(origin, expired);
         let add = |sum: &mut ExpiredWindow| {

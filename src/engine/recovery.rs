@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::log::{Bounds, Event, Log, LogError, Position};
 use crate::plan::{Plan, StageInput};
-use crate::planted::{Fault, planted};
+use crate::planted::{Fault, note, planted};
 use crate::record::TopicPartition;
 use crate::state::{Checkpoints, RecoveredFrom, StateError, TaskState, recover};
 use crate::time::WATERMARK_MAX;
@@ -218,6 +218,7 @@ impl Recovery<'_> {
             RecoveredFrom::Copy => "a copy of a checkpoint",
             RecoveredFrom::Log => "the log alone",
         };
+        note(&format!("a task recovers from {from}"));
         tracing::info!("{partition}: recovered from {from} at {}, folding to {offset}", recovered.offset);
         let loaded = self.machine.now();
         let state = Arc::new(Mutex::new(TaskState::new(store)));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::log::{Log, MemberOptions};
 use crate::objects::Location;
 use crate::plan::Plan;
+use crate::planted::sized;
 use crate::record::TopicPartition;
 use crate::state::Checkpoints;
 
@@ -76,6 +77,8 @@ pub struct RunReport {
     pub reached_end: bool,
 }
 
+/// The least that a keyed task may hold in memory, however many there are.
+const TASK_BUDGET_MIN: usize = 1 << 20;
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Fenced this often within [`FENCED_WITHIN`]: someone else runs as this instance.
@@ -194,7 +197,7 @@ impl Shared {
 
     /// The part of the budget that one keyed task may use.
     pub fn task_budget(&self) -> usize {
-        (self.settings.state_budget / self.keyed_partitions.max(1)).max(1 << 20)
+        (self.settings.state_budget / self.keyed_partitions.max(1)).max(sized(TASK_BUDGET_MIN, 1))
     }
 
     pub fn forget(&self, partition: &TopicPartition) {

@@ -26,7 +26,7 @@ use super::packing::{pack, unpack};
 use super::requests::{RequestCounts, Requests};
 use super::{Change, Result, StateError, Store};
 use crate::objects::{Location, ObjectError, Objects, Patience};
-use crate::planted::{Fault, planted};
+use crate::planted::{Fault, note, planted, sized};
 
 /// A chunk is closed when it holds this much. A longer value makes a longer chunk.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -117,6 +117,7 @@ impl Checkpoints {
         if self.get(task, &manifest_name(offset))?.is_some() {
             match self.manifest(task, offset, fingerprint) {
                 Ok(held) => {
+                    note("another's copy is there already");
                     if planted(Fault::AnothersCopyTakenForOwn) {
                         store.set_copy(&self.identity(&held)?)?;
                     }
@@ -392,7 +393,7 @@ impl ChunkWriter<'_> {
     fn add(&mut self, change: Change<'_>) -> Result<()> {
         pack(change, &mut self.packed);
         self.changes += 1;
-        if self.packed.len() < CHUNK_BYTES { Ok(()) } else { self.write() }
+        if self.packed.len() < sized(CHUNK_BYTES, 1_000) { Ok(()) } else { self.write() }
     }
 
     fn add_all(&mut self, store: &dyn Store) -> Result<()> {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::layer::{Layer, LayerRange};
 use super::{Change, Checkpoints, CopyStats, Result, Store, Visitor, scan_bounds};
-use crate::planted::{Fault, planted};
+use crate::planted::{Fault, planted, sized};
 
 /// The largest layer that is kept for reads once it is written, unless [`TaskState::set_cache_bytes`] says else.
 const CACHE_BYTES: usize = 32 << 20;
@@ -40,7 +40,7 @@ impl TaskState {
             writing: false,
             committed: Layer::default(),
             epoch: Layer::default(),
-            cache_bytes: CACHE_BYTES,
+            cache_bytes: sized(CACHE_BYTES, 2_000),
         }
     }
 

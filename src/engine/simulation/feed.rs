@@ -23,10 +23,22 @@ pub enum Happening {
     Silence(Duration),
 }
 
+impl Happening {
+    /// How many records come.
+    pub fn records(&self) -> usize {
+        match self {
+            Self::Records { records, .. } => records.len(),
+            Self::Partitions { .. } | Self::Silence(_) => 0,
+        }
+    }
+}
+
 pub struct Topology {
     pub plan: Arc<Plan>,
     /// No origin idles and nothing is corrected: each refined record comes exactly once.
     pub exact: bool,
+    /// An origin that wakes late may find its windows gone. Each of them is named then, and nothing else is missing.
+    pub expires: bool,
     /// Source topics with their partitions.
     pub sources: &'static [(&'static str, i32)],
 }
@@ -54,8 +66,10 @@ views:
   hourly: |
     select window_start, k, sum(total) as total, sum(n) as n, min(most) as least_most, last(last_v) as last_v
     from tumble(minutely, window_start, interval '1 hour') group by window_start, k
+  ratio: select window_start, k, total / (n - 2) as ratio from minutely
 sinks:
   copy: {topic: {name: steady.copy}}
+  ratio: {topic: {name: steady.ratio, key: [k, window_start]}}
   minutely: {topic: {name: steady.minutely, key: [k, window_start, window_end]}}
   hourly: {topic: {name: steady.hourly, key: [k, window_start]}}
 ";
@@ -141,16 +155,41 @@ sinks:
   hourly: {emit: changes, topic: {name: changing.hourly}}
 ";
 
+const EXPIRING: &str = "
+name: expiring
+retention: 2m
+sources:
+  numbers:
+    topic: numbers
+    format: json
+    columns: {k: varchar, v: bigint, at: timestamp_s}
+    event_time: at
+    watermark: {out_of_orderness: 1m, idle_after: 2s}
+views:
+  minutely: |
+    select window_start, window_end, k, count(*) as n, sum(v) as total, min(v) as least
+    from tumble(numbers, at, interval '1 minute') group by window_start, window_end, k
+  quarterly: |
+    select window_start, window_end, sum(total) as total, sum(n) as n, min(least) as least
+    from tumble(minutely, window_start, interval '15 minutes') group by window_start, window_end
+sinks:
+  minutely: {topic: {name: expiring.minutely, key: [k, window_start, window_end]}}
+  quarterly: {topic: {name: expiring.quarterly, key: [window_start, window_end]}}
+";
+
 /// Planned once.
 pub fn topologies() -> &'static [Topology] {
     static TOPOLOGIES: OnceLock<Vec<Topology>> = OnceLock::new();
     TOPOLOGIES.get_or_init(|| {
-        let topology = |text, exact, sources| Topology { plan: planned(text), exact, sources };
+        let topology =
+            |text, exact, sources| Topology { plan: planned(text), exact, expires: false, sources };
+        let expiring = topology(EXPIRING, false, &[("numbers", 2)]);
         vec![
             topology(STEADY, true, &[("numbers", 3)]),
             topology(WAKING, false, &[("numbers", 2)]),
             topology(SEVERAL, false, &[("numbers", 2), ("others", 2)]),
             topology(CHANGING, false, &[("numbers", 2)]),
+            Topology { expires: true, ..expiring },
         ]
     })
 }

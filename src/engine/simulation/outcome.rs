@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
+
 use super::world::World;
-use crate::engine::{Counters, OffsetMetadata, TopicNames, settle};
+use crate::engine::{Counters, ExpiredWindows, Meta, OffsetMetadata, TopicNames, settle};
 use crate::log::{Event, Log};
 use crate::plan::{Correction, Emit, Plan, StageInput};
-use crate::record::{Micros, OwnedRecord, TopicPartition};
+use crate::record::{Header, Micros, OwnedRecord, TopicPartition};
 use crate::time::WATERMARK_MIN;
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// By topic.
     pub refined: BTreeMap<String, Vec<String>>,
@@ -20,6 +22,10 @@ pub struct Outcome {
     pub counters: Counters,
     /// Rows whose window was past its retention.
     pub expired: u64,
+    /// Derived rows that an expression failed on.
+    pub derived_dead: u64,
+    /// The windows that such rows came for, by topic.
+    windows: BTreeMap<String, ExpiredWindows>,
 }
 
 impl Outcome {
@@ -27,7 +33,8 @@ impl Outcome {
     pub fn read(log: &dyn Log, plan: &Plan, exact: bool) -> Self {
         let names = TopicNames::of(plan);
         let mut outcome = Self::default();
-        for sink in &plan.sinks {
+        let named = Meta::read(plan, log).unwrap().map(|meta| meta.expired).unwrap_or_default();
+        for (index, sink) in plan.sinks.iter().enumerate() {
             let Some(topic) = &sink.topic else { continue };
             let records = read(log, &topic.topic);
             let lines = match sink.correction() {
@@ -39,9 +46,11 @@ impl Outcome {
                 }
             };
             outcome.refined.insert(topic.topic.to_string(), lines);
+            outcome.windows.insert(topic.topic.to_string(), ExpiredWindows::of(plan, index, &named));
         }
         outcome.late = all(&read(log, &names.late));
-        outcome.dead = all(&read(log, &names.dead));
+        outcome.dead = read(log, &names.dead).iter().map(letter).collect();
+        outcome.dead.sort();
         for stage in 0..plan.stages.len() {
             let topic = names.input_topic(plan, stage);
             for number in 0..log.partitions(&topic).unwrap().unwrap() {
@@ -54,19 +63,28 @@ impl Outcome {
                 let metadata = OffsetMetadata::parse(&position.metadata, &partition).unwrap();
                 outcome.counters.add(&metadata.counters.unwrap_or_default());
                 outcome.expired += metadata.expired;
+                outcome.derived_dead += metadata.derived_dead;
             }
         }
         outcome
     }
 
-    /// The first thing in which two outcomes differ.
-    pub fn difference(&self, other: &Self) -> Option<String> {
+    /// The first thing in which two outcomes differ. `expires`: but for windows that this one names as expired.
+    pub fn difference(&self, other: &Self, expires: bool) -> Option<String> {
         if !self.counters.balanced() {
             return Some(format!("the counts do not add up: {:?}", self.counters));
         }
         let topics = other.refined.iter();
-        let refined: Vec<String> =
-            topics.filter_map(|(topic, expected)| differ(topic, &self.refined[topic], expected)).collect();
+        let whole = |topic: &str, lines: &[String]| -> Vec<String> {
+            let expired =
+                |line: &&String| window_end(line).is_some_and(|at| self.windows[topic].contains(at));
+            lines.iter().filter(|line| !expired(line)).cloned().collect()
+        };
+        let refined: Vec<String> = topics
+            .filter_map(|(topic, expected)| {
+                differ(topic, &whole(topic, &self.refined[topic]), &whole(topic, expected))
+            })
+            .collect();
         if !refined.is_empty() {
             return Some(refined.join("\n"));
         }
@@ -76,9 +94,15 @@ impl Outcome {
             (self.counters != other.counters)
                 .then(|| format!("counted {:?}, expected {:?}", self.counters, other.counters))
         };
-        let expired =
-            || (self.expired != other.expired).then(|| format!("{} rows are expired", self.expired));
-        late.or_else(dead).or_else(counters).or_else(expired)
+        let expired = || {
+            (self.expired != other.expired && !expires).then(|| format!("{} rows are expired", self.expired))
+        };
+        let derived = || {
+            (self.derived_dead != other.derived_dead).then(|| {
+                format!("{} derived rows are dead instead of {}", self.derived_dead, other.derived_dead)
+            })
+        };
+        late.or_else(dead).or_else(counters).or_else(expired).or_else(derived)
     }
 }
 
@@ -107,6 +131,25 @@ fn line(record: &OwnedRecord) -> String {
         .map(|header| format!("{}={}", header.name, text(header.value.as_deref())))
         .collect();
     format!("{} {} {}", text(record.key.as_deref()), text(record.value.as_deref()), headers.join(" "))
+}
+
+/// A dead letter. Where a derived row's message lies in its exchange is as the epochs were.
+fn letter(letter: &OwnedRecord) -> String {
+    let is_exchange = |header: &Header| text(header.value.as_deref()).contains(".exchange.");
+    let of = |name: &str| letter.headers.iter().position(|header| header.name == name);
+    let mut letter = letter.clone();
+    if let (Some(topic), Some(offset)) = (of("__connect.errors.topic"), of("__connect.errors.offset"))
+        && is_exchange(&letter.headers[topic])
+    {
+        letter.headers.remove(offset);
+    }
+    line(&letter)
+}
+
+/// The end of the window that a line's row is of.
+fn window_end(line: &str) -> Option<Micros> {
+    let (_, end) = line.split_once(r#""window_end":""#)?;
+    Some(string_to_timestamp_nanos(end.split_once('"')?.0).unwrap() / 1000)
 }
 
 fn all(records: &[OwnedRecord]) -> Vec<String> {

@@ -127,7 +127,7 @@ impl Process {
         LogError::Other { what: self.name.clone(), detail: "the process has crashed".to_owned() }
     }
 
-    /// As an edge, but nobody else moves meanwhile: the object store is asked within an executor.
+    /// As an edge, of the object store.
     pub fn asks_objects(&self, what: &str) -> bool {
         let Some(world) = self.world.upgrade() else { return false };
         !self.is_crashed() && world.asks_objects(self, what) && !self.is_crashed()

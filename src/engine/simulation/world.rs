@@ -22,6 +22,9 @@ use crate::engine::{EngineError, Result, TopicNames};
 use crate::log::memory::{Dice, Faults, MemoryLog};
 use crate::log::{Log, LogError, Outgoing};
 use crate::plan::Plan;
+#[cfg(feature = "planted-faults")]
+use crate::planted;
+use crate::planted::note;
 use crate::state::{Checkpoints, StateError};
 
 /// What a seed may do to a topology. Chances are in a million, at each edge or tick.
@@ -31,6 +34,7 @@ pub struct Settings {
     pub workers: usize,
     pub epoch: Duration,
     pub checkpoint_interval: Duration,
+    pub state_budget: usize,
     pub copies: bool,
     /// Until it must have come to its end.
     pub ticks_max: u64,
@@ -59,6 +63,7 @@ impl Default for Settings {
             workers: 1,
             epoch: Duration::ZERO,
             checkpoint_interval: Duration::ZERO,
+            state_budget: 1 << 20,
             copies: true,
             ticks_max: 60_000,
             epoch_rows: u64::MAX,
@@ -97,6 +102,7 @@ pub struct World {
     /// Those that live, with their host; an impostor has none.
     processes: Mutex<Vec<(Option<usize>, Arc<Process>)>>,
     started: AtomicU64,
+    impostors: AtomicU64,
     feed: Mutex<VecDeque<Happening>>,
     pub objects: Arc<InMemory>,
     depth: AtomicU32,
@@ -126,6 +132,8 @@ impl World {
         seed: u64,
         traced: bool,
     ) -> Arc<Self> {
+        #[cfg(feature = "planted-faults")]
+        planted::shrink_sizes();
         let log = MemoryLog::with_faults(settings.log.clone());
         let hosts = 0..settings.hosts.max(1);
         Arc::new_cyclic(|me| Self {
@@ -142,6 +150,7 @@ impl World {
             ),
             processes: Mutex::default(),
             started: AtomicU64::new(0),
+            impostors: AtomicU64::new(0),
             feed: Mutex::new(feed.into()),
             objects: Arc::new(InMemory::new()),
             depth: AtomicU32::new(0),
@@ -198,10 +207,12 @@ impl World {
     pub fn at_edge(&self, process: &Process, edge: u64, what: &str) {
         self.trace(|| format!("{} {what} (edge {edge})", process.name));
         if self.fault_falls(self.settings.rebalance) {
+            note("the group rebalances");
             self.trace(|| "the group rebalances".to_owned());
             self.log.rebalance(&TopicNames::of(&self.plan).group);
         }
         if self.fault_falls(self.settings.crash) {
+            note(&format!("crash where it {what}"));
             process.crash();
         } else if self.depth.load(Ordering::Relaxed) < DEPTH_MAX && self.fault_falls(self.settings.stall) {
             let seconds = self.dice().among(&STALLS_SECONDS);
@@ -211,6 +222,7 @@ impl World {
 
     /// The process stands still while the others go on.
     pub fn stall(&self, process: &Process, stall: Duration) {
+        note("a process stands still");
         self.trace(|| format!("{} stands still for {stall:?}", process.name));
         let before = process.stopped.swap(true, Ordering::Relaxed);
         self.depth.fetch_add(1, Ordering::Relaxed);
@@ -227,10 +239,22 @@ impl World {
     pub fn asks_objects(&self, process: &Process, what: &str) -> bool {
         self.trace(|| format!("{} {what}", process.name));
         if self.fault_falls(self.settings.crash) {
+            note(&format!("crash where it {what}"));
             process.crash();
             return false;
         }
-        !self.fault_falls(self.settings.objects_fail)
+        #[cfg(feature = "planted-faults")]
+        if self.depth.load(Ordering::Relaxed) < DEPTH_MAX && self.fault_falls(self.settings.stall) {
+            note("a process stands still at the object store");
+            let seconds = self.dice().among(&STALLS_SECONDS);
+            // What the others do may ask the object store as well, and this thread is within an executor.
+            planted::elsewhere(|| self.stall(process, Duration::from_secs(seconds)));
+        }
+        let fails = self.fault_falls(self.settings.objects_fail);
+        if fails {
+            note("the object store does not answer");
+        }
+        !fails
     }
 
     /// When the turn of work comes that is started now.
@@ -238,6 +262,7 @@ impl World {
         if !self.fault_falls(self.settings.slow) {
             return self.now();
         }
+        note("a checkpoint takes its time");
         let delay = self.dice().among(&DELAYS_MILLIS);
         self.trace(|| format!("what is begun here will take {delay} ms"));
         self.now() + Duration::from_millis(delay)
@@ -267,17 +292,21 @@ impl World {
         if self.fault_falls(self.settings.kill)
             && let Some(process) = self.any(|_| true)
         {
+            note("a process is killed");
             process.crash();
         }
         if self.fault_falls(self.settings.leave)
             && let Some(process) = self.any(|process| !process.is_crashed())
         {
+            note("a process is asked to stop");
             self.trace(|| format!("{} is asked to stop", process.name));
             process.stop.store(true, Ordering::Relaxed);
         }
         if self.fault_falls(self.settings.impostor) && !self.closing.load(Ordering::Relaxed) {
             let copied = lock(&self.hosts).first().map(|host| (host.instance.clone(), host.disk.copied()));
             if let Some((instance, disk)) = copied {
+                note("an impostor starts");
+                self.impostors.fetch_add(1, Ordering::Relaxed);
                 self.start(None, instance, disk);
             }
         }
@@ -318,7 +347,7 @@ impl World {
                 process.stop.store(true, Ordering::Relaxed);
                 if !process.is_crashed() {
                     self.trace(|| format!("{} worker {worker}: {error}", process.name));
-                    if !is_expected(&error) {
+                    if !is_expected(&error, self.impostors.load(Ordering::Relaxed) > 0) {
                         self.fail(format!("{} worker {worker}: {error}", process.name));
                     }
                 }
@@ -368,6 +397,7 @@ impl World {
     pub fn happens(&self, happening: Happening) {
         match happening {
             Happening::Partitions { topic, count } => {
+                note("a topic gets another partition");
                 self.trace(|| format!("{topic} gets {count} partitions"));
                 self.log.add_partitions(&topic, count);
             }
@@ -448,6 +478,7 @@ impl World {
     }
 
     pub fn lose_disk(&self, host: usize) {
+        note("a state directory is lost");
         self.trace(|| format!("host {host} has lost its state directory"));
         let number = self.started.load(Ordering::Relaxed);
         lock(&self.hosts)[host] = Host { instance: format!("h{host}-{number}"), disk: Disk::default() };
@@ -471,7 +502,7 @@ impl World {
             }
             Err(_) if process.is_crashed() => return None,
             Err(error) => {
-                if !is_expected(&error) {
+                if !is_expected(&error, self.impostors.load(Ordering::Relaxed) > 0) {
                     self.fail(format!("{} could not start: {error}", process.name));
                 }
                 process.crash();
@@ -490,6 +521,7 @@ impl World {
             epoch: self.settings.epoch,
             epoch_rows: self.settings.epoch_rows,
             checkpoint_interval: self.settings.checkpoint_interval,
+            state_budget: self.settings.state_budget,
             until_end: closing,
             close: closing,
             ..RunOptions::default()
@@ -556,12 +588,10 @@ impl World {
     }
 }
 
-/// What ends a process that its supervisor then starts again.
-fn is_expected(error: &EngineError) -> bool {
-    matches!(
-        error,
-        EngineError::Log(LogError::Fenced(_))
-            | EngineError::Fenced(_)
-            | EngineError::State(StateError::Io { .. })
-    )
+/// What ends a process that its supervisor then starts again. `doubled`: another process has run under its id.
+fn is_expected(error: &EngineError, doubled: bool) -> bool {
+    match error {
+        EngineError::Log(LogError::Fenced(_)) | EngineError::Fenced(_) => doubled,
+        error => matches!(error, EngineError::State(StateError::Io { .. })),
+    }
 }

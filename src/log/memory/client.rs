@@ -11,7 +11,7 @@ use crate::log::{
     CommitError, Event, Fence, LogError, Member, MemberOptions, Outgoing, Position, Producer, Reader, Result,
     Transactor,
 };
-use crate::planted::{Fault, planted};
+use crate::planted::{Fault, note, planted};
 use crate::record::{Run, TopicPartition, VecRecords};
 
 /// The most records of one run.
@@ -408,6 +408,7 @@ impl Member for MemoryMember {
         }
         let failed = cluster.faults.failed_produce;
         let outcome = if cluster.dice.falls(failed) {
+            note("records are refused");
             Err(LogError::Abort(format!("{to}: so the dice fell")))
         } else {
             records.iter().try_for_each(|record| cluster.append(to, record, open))
@@ -433,6 +434,7 @@ impl Member for MemoryMember {
         let mut cluster = self.log.cluster();
         let faults = cluster.faults.clone();
         if cluster.dice.falls(faults.aborts) {
+            note("a commit is aborted");
             return Err(CommitError::Aborted("so the dice fell".to_owned()));
         }
         let lost_aborted = cluster.dice.falls(faults.lost_aborted);
@@ -443,6 +445,7 @@ impl Member for MemoryMember {
         drop(cluster);
         self.decide(!lost_aborted).map_err(|error| CommitError::Fenced(error.to_string()))?;
         if lost_aborted || lost_committed {
+            note(if lost_aborted { "a commit is lost" } else { "the answer to a commit is lost" });
             return Err(CommitError::Unknown("the answer was lost".to_owned()));
         }
         Ok(())

@@ -17,6 +17,7 @@ use super::super::Result;
 use super::super::evaluate::failed;
 use super::codec::{HEAD, VERSION, opened};
 use super::keys::WINDOW_PREFIX_BYTES;
+use crate::planted::{note, sized};
 use crate::state::{TaskState, pack_length, prefix_end, unpack_length};
 
 /// The store keeps values of up to this whole; longer ones lie in pieces.
@@ -201,7 +202,11 @@ impl Packer {
     fn add(&mut self, window: &[u8], own: &[u8], row: &[u8], full: &mut dyn FnMut(&[u8], &[u8])) {
         let is_of_block = self.key.get(self.prefix.len()..).is_some_and(|first| first.starts_with(window));
         // Their lengths take at most 10 bytes.
-        if !is_of_block || self.value.len() + own.len() + row.len() + 10 > BLOCK_BYTES_MAX {
+        let is_full = self.value.len() + own.len() + row.len() + 10 > sized(BLOCK_BYTES_MAX, 200);
+        if !is_of_block || is_full {
+            if is_of_block {
+                note("closed windows take several blocks");
+            }
             self.end(full);
             self.key.clear();
             self.key.extend_from_slice(&self.prefix);

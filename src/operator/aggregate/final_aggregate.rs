@@ -28,6 +28,7 @@ use super::closed::{ClosedGroups, GroupChange};
 use super::codec::StateCodec;
 use super::keys::{Keys, key_window_end, window_prefix};
 use super::{closes_at, group_columns, key_columns, row_time, window_ends};
+use crate::planted::sized;
 use crate::record::{Batch, Micros};
 use crate::state::TaskState;
 
@@ -40,6 +41,10 @@ pub fn open_keys(spec: &AggregateSpec) -> (Vec<u8>, Vec<u8>) {
 }
 /// Groups that are closed at a time: a bound on memory and on a batch's rows.
 const GROUPS_PER_BATCH: usize = 8192;
+
+fn groups_per_batch() -> usize {
+    sized(GROUPS_PER_BATCH, 3)
+}
 
 /// Who has an aggregate's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,7 +260,7 @@ impl FinalAggregate {
                 due.push((key, row));
             }
             if self.listeners.closed {
-                due.chunks(GROUPS_PER_BATCH).try_for_each(|due| self.emit(due, out))?;
+                due.chunks(groups_per_batch()).try_for_each(|due| self.emit(due, out))?;
             }
             let mut open = Vec::new();
             for (key, _) in scanned.iter() {
@@ -342,7 +347,7 @@ impl FinalAggregate {
                     return ControlFlow::Break(());
                 }
             };
-            due.more = due.groups.len() == GROUPS_PER_BATCH;
+            due.more = due.groups.len() == groups_per_batch();
             if due.more || !is_due(window_end) {
                 due.next_window_end = window_end;
                 return ControlFlow::Break(());

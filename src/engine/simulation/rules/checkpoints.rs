@@ -125,6 +125,63 @@ fn r2_late_upload() {
     });
 }
 
+/// A process is fenced with copies on their way, and its successor folds what they hold, to the same offsets. What that
+/// one changes is not laid over the other's blocks, whose borders are where other epochs left them.
+#[test]
+fn r2_a_copy_of_another_is_not_built_on() {
+    only_with_the_rule(Fault::AnothersCopyTakenForOwn, || {
+        let scene = Scene::new("retention: 1h", "2s", Settings { hosts: 2, ..Settings::default() });
+        let first = scene.start(0);
+        let turns = |process: &Arc<Process>, turns: usize| (0..turns).for_each(|_| scene.turn(process));
+        let all_jobs = |process: &Arc<Process>| {
+            while process.has_jobs() {
+                process.do_job();
+            }
+        };
+        // The first minute closes while the second partition sleeps, and is corrected when that wakes: a key at a time,
+        // the last ones first, so that each makes a block of its own.
+        scene.comes(1, "-", 1, 0);
+        ["a", "z"].iter().for_each(|key| scene.comes(0, key, 1, 1));
+        scene.comes(0, "-", 1, 100);
+        scene.work(&first, 10);
+        scene.pass(5);
+        scene.work(&first, 10);
+        let keys: Vec<String> = ('b'..='y').map(String::from).collect();
+        for key in keys.iter().rev() {
+            scene.comes(1, key, 1, 2);
+            turns(&first, 3);
+        }
+        all_jobs(&first);
+        scene.comes(1, "-", 1, 2);
+        turns(&first, 3);
+        scene.pass(11);
+        let next = scene.start(1);
+        turns(&next, 6);
+        all_jobs(&first);
+        let uploaded = copies(&scene);
+        // An epoch in which most tasks do not move.
+        scene.comes(1, "-", 1, 2);
+        scene.work(&next, 4);
+        keys.iter().for_each(|key| scene.comes(1, key, 1, 3));
+        scene.work(&next, 6);
+        assert!(!uploaded.is_disjoint(&copies(&scene)), "the other's copies are gone, and are not built on");
+        scene.kill(&first);
+        scene.kill(&next);
+        (0..2).for_each(|host| scene.0.lose_disk(host));
+        let last = scene.start(0);
+        keys.iter().for_each(|key| scene.comes(1, key, 1, 4));
+        scene.work(&last, 10);
+        let outcome = scene.end()?;
+        let counted = |key: &String| {
+            let of_key = format!(r#""k":"{key}","n":"#);
+            let windows = values(&outcome, "ruled.minutely").into_iter();
+            windows.filter_map(|window| window.split_once(&of_key).map(|(_, n)| n[..1].to_owned())).max()
+        };
+        let wrong: Vec<_> = keys.iter().filter(|key| counted(key).as_deref() != Some("3")).collect();
+        equal("keys that were not counted three times", wrong, Vec::new())
+    });
+}
+
 /// The newest copy turns out to be damaged: the one before it still has its records.
 #[test]
 fn r2_the_newest_copy_is_damaged() {
