@@ -51,6 +51,8 @@ pub enum Fault {
     NobodyActiveClosesAll,
     /// R4: a transaction without records carries no offset, and nothing fences it.
     UnfencedIdle,
+    /// R4: an origin of which nothing has come is idle, whether there are records of it or not.
+    IdleUnlooked,
     /// R4: an origin that wakes and is idle again in one epoch is still idle.
     IdleAgainUntold,
     /// R4: who takes an idle origin over does not know that the others were told so.

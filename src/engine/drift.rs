@@ -22,6 +22,8 @@ use super::topics::TopicNames;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the origins of other processes are looked at.
 const OTHERS_EVERY: Duration = Duration::from_secs(1);
+/// How often it is asked whether a source has got more partitions.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Pace {
@@ -122,21 +124,26 @@ struct View {
     drift: Drift,
     log: Arc<dyn Log>,
     group: String,
-    origins: Vec<TopicPartition>,
+    topics: Vec<Arc<str>>,
+    origins: Mutex<Origins>,
     max_drift: Micros,
+}
+
+#[derive(Default)]
+struct Origins {
+    all: Vec<TopicPartition>,
+    asked: Option<Instant>,
 }
 
 impl Others {
     pub fn new(plan: &Plan, names: &TopicNames, log: &Arc<dyn Log>, drift: &Drift) -> Self {
-        let mut origins = Vec::new();
+        let mut topics = Vec::new();
         for (stage, spec) in plan.stages.iter().enumerate() {
             let StageInput::Source(_) = spec.input else { continue };
-            let topic = names.input_topic(plan, stage);
-            let partitions = 0..names.count(&topic);
-            origins.extend(partitions.map(|partition| TopicPartition::new(Arc::clone(&topic), partition)));
+            topics.push(names.input_topic(plan, stage));
         }
         let (drift, log, group) = (drift.clone(), Arc::clone(log), names.group.clone());
-        let view = View { drift, log, group, origins, max_drift: plan.max_drift };
+        let view = View { drift, log, group, topics, origins: Mutex::default(), max_drift: plan.max_drift };
         Self { view: Arc::new(view), look: Mutex::default() }
     }
 
@@ -147,7 +154,10 @@ impl Others {
         let now = machine.now();
         let looks = look.1.as_ref().is_some_and(|look| !look.is_finished());
         let rests = look.0.is_some_and(|began| now.saturating_duration_since(began) < OTHERS_EVERY);
-        if looks || rests || self.view.others().next().is_none() || planted(Fault::OthersUnwatched) {
+        if looks || rests || planted(Fault::OthersUnwatched) {
+            return;
+        }
+        if !self.view.may_have_grown(now) && self.view.others().is_empty() {
             return;
         }
         let (view, of) = (Arc::clone(&self.view), Arc::clone(machine));
@@ -161,13 +171,39 @@ impl Others {
 }
 
 impl View {
-    fn others(&self) -> impl Iterator<Item = &TopicPartition> {
-        self.origins.iter().filter(|origin| !self.drift.is_own(origin))
+    fn origins(&self) -> MutexGuard<'_, Origins> {
+        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn others(&self) -> Vec<TopicPartition> {
+        self.origins().all.iter().filter(|origin| !self.drift.is_own(origin)).cloned().collect()
+    }
+
+    fn may_have_grown(&self, now: Instant) -> bool {
+        let asked = self.origins().asked;
+        asked.is_none_or(|asked| now.saturating_duration_since(asked) >= PARTITIONS_EVERY)
+    }
+
+    /// Learns of partitions that were added.
+    fn ask_partitions(&self, now: Instant) -> Result<()> {
+        let mut all = Vec::new();
+        for topic in &self.topics {
+            let partitions = 0..self.log.partitions(topic)?.unwrap_or(0);
+            all.extend(partitions.map(|partition| TopicPartition::new(Arc::clone(topic), partition)));
+        }
+        *self.origins() = Origins { all, asked: Some(now) };
+        Ok(())
     }
 
     fn look(&self, now: Instant) -> Result<()> {
         let Some(fastest) = self.drift.fastest() else { return Ok(()) };
-        let others: Vec<TopicPartition> = self.others().cloned().collect();
+        if self.may_have_grown(now) {
+            self.ask_partitions(now)?;
+        }
+        let others = self.others();
+        if others.is_empty() {
+            return Ok(());
+        }
         let committed = self.log.committed(&self.group, &others)?;
         for (origin, position) in others.into_iter().zip(committed) {
             let (offset, watermark, idle) = match position {
@@ -198,7 +234,8 @@ mod tests {
 
     #[test]
     fn the_one_ahead_waits_for_what_another_process_has_not_read() {
-        let log: Arc<dyn Log> = Arc::new(MemoryLog::new());
+        let memory = MemoryLog::new();
+        let log: Arc<dyn Log> = Arc::new(memory.clone());
         let topic = TopicSpec { name: "in".into(), partitions: 2, config: BTreeMap::new() };
         log.create_topics(&[topic]).unwrap();
         let (a, b) = (TopicPartition::new("in", 0), TopicPartition::new("in", 1));
@@ -238,6 +275,16 @@ mod tests {
         assert!(pause(began + PATIENCE / 2));
         others.look(began + PATIENCE * 2).unwrap();
         assert!(!pause(began + PATIENCE * 2), "nobody waits for one that does not move");
+        // A partition that is added later, with records that the other process has yet to read.
+        memory.add_partitions("in", 3);
+        producer.produce(&TopicPartition::new("in", 2), &[record; 10]).unwrap();
+        producer.flush(Duration::from_secs(5)).unwrap();
+        others.look(began + PATIENCE * 3).unwrap();
+        assert!(pause(began + PATIENCE * 3), "it has committed nothing of the new one");
+        let added = Position { offset: 10, metadata: OffsetMetadata::new(0).to_text() };
+        log.commit_offsets(&names.group, &[(TopicPartition::new("in", 2), added)]).unwrap();
+        others.look(began + PATIENCE * 3).unwrap();
+        assert!(!pause(began + PATIENCE * 3));
         // It comes over to this process, which knows better.
         assert!(!drift.must_pause(&b, 990 * second, false, plan.max_drift, began));
         others.look(began).unwrap();

@@ -493,15 +493,26 @@ impl Worker {
             return Ok(()); // an end is set: nobody waits for what comes after it
         }
         let mut begin = false;
-        for slot in self.slots.values_mut() {
+        for (partition, slot) in &mut self.slots {
             let Task::Ingest(task) = &mut slot.task else { continue };
             let silent = self.shared.since(slot.last_record) >= task.idle_after();
             // One that is paused may have records that it was not given.
             let at_end = slot.caught_up && !slot.paused;
-            if at_end && silent && !task.is_idle() && !task.exchanges().is_empty() {
-                task.set_idle();
-                begin = true;
+            if !(at_end && silent) || task.is_idle() || task.exchanges().is_empty() {
+                continue;
             }
+            // This process may have stood still, or its reader lag behind: what is there counts, not what has come.
+            let behind = match self.shared.log.bounds(partition) {
+                Ok(bounds) => bounds.end > task.offset(),
+                Err(LogError::Unreachable { .. }) => true,
+                Err(error) => return Err(error.into()),
+            };
+            if behind && !planted(Fault::IdleUnlooked) {
+                slot.last_record = self.shared.machine.now();
+                continue;
+            }
+            task.set_idle();
+            begin = true;
         }
         if begin { self.begin() } else { Ok(()) }
     }

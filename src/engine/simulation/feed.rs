@@ -63,15 +63,15 @@ views:
   minutely: |
     select window_start, window_end, k, count(*) as n, sum(v) as total, max(v) as most, first(v) as first_v, last(v) as last_v
     from tumble(numbers, at, interval '1 minute') group by window_start, window_end, k
-  hourly: |
+  tens: |
     select window_start, k, sum(total) as total, sum(n) as n, min(most) as least_most, last(last_v) as last_v
-    from tumble(minutely, window_start, interval '1 hour') group by window_start, k
+    from tumble(minutely, window_start, interval '10 minutes') group by window_start, k
   ratio: select window_start, k, total / (n - 2) as ratio from minutely
 sinks:
   copy: {topic: {name: steady.copy}}
   ratio: {topic: {name: steady.ratio, key: [k, window_start]}}
   minutely: {topic: {name: steady.minutely, key: [k, window_start, window_end]}}
-  hourly: {topic: {name: steady.hourly, key: [k, window_start]}}
+  tens: {topic: {name: steady.tens, key: [k, window_start]}}
 ";
 
 const WAKING: &str = "

@@ -64,6 +64,7 @@ fn settings(dice: &mut Dice) -> Settings {
             aborts: dice.among(&[0.0, 0.0, 0.1, 0.3]),
             lost_committed: dice.among(&[0.0, 0.0, 0.1]),
             lost_aborted: dice.among(&[0.0, 0.0, 0.1]),
+            empty_reads: dice.among(&[0.0, 0.0, 0.4]),
             failed_produce: dice.among(&[0.0, 0.0, 0.05]),
             ..Faults::default()
         },

@@ -71,6 +71,10 @@ impl Reader for MemoryReader {
                 continue;
             }
             check(&mut cluster, partition, reading.position)?;
+            let empty_reads = cluster.faults.empty_reads;
+            if cluster.dice.falls(empty_reads) {
+                continue;
+            }
             let short_reads = cluster.faults.short_reads;
             let short = cluster.dice.falls(short_reads);
             let most = if cluster.faults.short_read_max == 0 { 3 } else { cluster.faults.short_read_max };

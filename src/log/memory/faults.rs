@@ -13,6 +13,8 @@ pub struct Faults {
     pub short_read_max: u64,
     /// A record is not taken, and its transaction must be aborted.
     pub failed_produce: f64,
+    /// Chance that a poll has nothing of a partition yet, whatever is there.
+    pub empty_reads: f64,
     /// A commit fails, and the transaction must be aborted.
     pub aborts: f64,
     /// A commit's answer is lost; the transaction is committed.

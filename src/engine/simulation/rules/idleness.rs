@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::engine::simulation::outcome::read;
 use crate::engine::simulation::scene::{Scene, equal, only_with_the_rule, values};
 use crate::engine::simulation::world::Settings;
+use crate::log::memory::Faults;
 use crate::planted::Fault;
 
 /// All origins are idle. That is no reason to close what none of them has reached.
@@ -133,5 +134,31 @@ fn r4_idle_again_within_an_epoch() {
         let written = read(&scene.0.log, "ruled.minutely").len();
         scene.end()?;
         equal("windows closed while one origin is idle", written > 3, true)
+    });
+}
+
+/// A process stands still for a while in which records come, and the first polls bring nothing of them yet: their origin
+/// is not idle.
+#[test]
+fn r4_who_stood_still_looks_first() {
+    only_with_the_rule(Fault::IdleUnlooked, || {
+        let scene = Scene::new("retention: 1m", "2s", Settings::default());
+        let process = scene.start(0);
+        (0..2).for_each(|partition| scene.comes(partition, "a", 1, 0));
+        scene.work(&process, 20);
+        scene.pass(5);
+        scene.comes(1, "a", 1, 10);
+        scene.comes(0, "a", 1, 20);
+        scene.0.log.set_faults(Faults { empty_reads: 1.0, ..Faults::default() });
+        scene.work(&process, 3);
+        scene.0.log.set_faults(Faults::default());
+        scene.comes(0, "a", 1, 600);
+        scene.work(&process, 10);
+        scene.comes(1, "a", 1, 30);
+        scene.work(&process, 10);
+        let outcome = scene.end()?;
+        equal("rows expired", outcome.expired, 0)?;
+        let windows = values(&outcome, "ruled.minutely");
+        equal("the window's count", windows.iter().any(|window| window.contains(r#""n":5"#)), true)
     });
 }
