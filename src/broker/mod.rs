@@ -205,12 +205,14 @@ impl Drop for Broker {
     }
 }
 
-/// The embedded default of a data folder: serves it (on `preferred`, or any free port if that is taken) unless
-/// another process does, and then says where that one listens.
+/// The embedded default of a data folder: serves it (where it was served before, on `preferred`, or on any port, the
+/// first that is free) unless another process does, and then says where that one listens.
 pub fn attach(data_dir: &Path, preferred: SocketAddr) -> Result<Attached> {
     let deadline = Instant::now() + ATTACH_PATIENCE;
+    // Where it was before: clients of an earlier process may still look for it there.
+    let listen = published(data_dir).filter(|before| before.ip() == preferred.ip());
     loop {
-        match start_anywhere(data_dir, preferred) {
+        match start_anywhere(data_dir, &[listen.unwrap_or(preferred), preferred]) {
             Ok(broker) => return Ok(Attached::Own(broker)),
             Err(BrokerError::Locked { .. }) => {}
             Err(error) => return Err(error),
@@ -229,14 +231,17 @@ pub fn attach(data_dir: &Path, preferred: SocketAddr) -> Result<Attached> {
     }
 }
 
-fn start_anywhere(data_dir: &Path, preferred: SocketAddr) -> Result<Broker> {
-    let options = Options { listen: preferred, data_dir: data_dir.to_owned() };
-    match Broker::start(&options) {
-        Err(BrokerError::Listen { .. }) if preferred.port() != 0 => {
-            Broker::start(&Options { listen: SocketAddr::new(preferred.ip(), 0), ..options })
+/// On the first of the addresses that is free, or on any port.
+fn start_anywhere(data_dir: &Path, preferred: &[SocketAddr]) -> Result<Broker> {
+    let any = preferred.last().map(|last| SocketAddr::new(last.ip(), 0));
+    let mut outcome = Err(BrokerError::Locked { path: data_dir.to_owned() });
+    for &listen in preferred.iter().chain(&any) {
+        outcome = Broker::start(&Options { listen, data_dir: data_dir.to_owned() });
+        if !matches!(outcome, Err(BrokerError::Listen { .. })) {
+            break;
         }
-        started => started,
     }
+    outcome
 }
 
 /// Held for as long as the file is open, so it ends with the process, however that ends.

@@ -264,7 +264,8 @@ fn probe_log_time(partitions: &mut [PartitionLag], log: &dyn Log, now_ms: i64) -
 fn hold(plan: &Plan, names: &TopicNames, stage: usize, partitions: &[PartitionLag]) -> Option<Hold> {
     let topics = names.origin_set(plan, stage);
     let input = names.input_topic(plan, stage);
-    if partitions.iter().filter(|at| at.topic == input).all(|at| at.ended) {
+    let mut own = partitions.iter().filter(|at| at.topic == input).peekable();
+    if own.peek().is_some() && own.all(|at| at.ended) {
         return None;
     }
     let origins: Vec<_> =

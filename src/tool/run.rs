@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::engine::{self, Progress, RunOptions, RunReport};
+use crate::engine::{self, Progress, RunOptions, RunReport, TaskRole};
 use crate::objects::Location;
 use crate::plan::{self, Plan, StageInput};
 use crate::serve::{Server, Watched, text};
+use crate::time::WATERMARK_MIN;
 
 use super::cluster::{self, Cluster};
 use super::watch::{counters, watermark};
@@ -150,9 +151,17 @@ fn finish(plan: &Plan, run: &RunReport, progress: &Progress, out: &mut Printer) 
         out.line(&format!("{why} and committed after {} commits", text::number(run.commits)))?;
         if open > 0 {
             let windows = if open == 1 { "window stays" } else { "windows stay" };
+            let origins = progress.tasks().into_iter().filter(|(_, task)| task.role == TaskRole::Ingest);
+            let lowest = origins.min_by_key(|(_, task)| task.watermark).map(|(origin, task)| {
+                match task.watermark == WATERMARK_MIN {
+                    true => format!(": nothing has come in {origin} yet"),
+                    false => format!("; the lowest one is that of {origin}"),
+                }
+            });
             out.line(&format!(
-                "{} {windows} open until more records move the watermark",
-                text::number(open)
+                "{} {windows} open until more records move the watermark{}",
+                text::number(open),
+                lowest.unwrap_or_default()
             ))?;
         }
     }

@@ -181,6 +181,17 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
             text::number(view.pending),
             text::number(view.not_compared)
         ))?;
+        if view.not_compared > 0 {
+            let why = match report.ended {
+                true => {
+                    "the live run has gone on meanwhile, and rows without a window do not tell when they came"
+                }
+                false => {
+                    "rows of windows that are open at the cut, and those without a window once the run goes on"
+                }
+            };
+            out.line(&format!("  not compared: {why}"))?;
+        }
         if view.earlier_version > 0 {
             out.line(&format!(
                 "  {} rows are of an earlier version of the view, and stay as they were",

@@ -390,6 +390,19 @@ fn check_aggregate(function: &Function, name: &str) -> ControlFlow<SqlProblem> {
             "group by the column in one view, over the same window, and aggregate that view",
         );
     }
+    let is_star = |argument: &FunctionArg| {
+        matches!(
+            argument,
+            FunctionArg::Unnamed(FunctionArgExpr::Wildcard | FunctionArgExpr::QualifiedWildcard(_))
+        )
+    };
+    if distinct && list.args.iter().any(is_star) {
+        return refuse(
+            place,
+            format!("{name}(distinct *) says no column"),
+            "name the one whose values are counted, as in count(distinct x); all rows are count(*)",
+        );
+    }
     match list.clauses.first() {
         Some(FunctionArgumentClause::OrderBy(_)) => refuse(
             place,

@@ -95,6 +95,12 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
         ("union", view("    select origin from departures\n    union all select dest from departures\n")),
         ("over", view("    select row_number() over (order by origin) as n from departures\n")),
         (
+            "distinct star",
+            view(
+                "    select window_start, count(distinct *) as n\n    from tumble(departures, sched_dep, interval '1 hour') group by window_start\n",
+            ),
+        ),
+        (
             "sum distinct",
             view(
                 "    select window_start, sum(distinct dep_delay) as n\n    from tumble(departures, sched_dep, interval '1 hour') group by window_start\n",

@@ -129,21 +129,29 @@ fn cuts(log: &dyn Log, topology: &str, filters: &Filters) -> Result<Vec<Cut>> {
 }
 
 fn refusal(blocked: &Cut) -> ToolError {
-    let Cut { topic, partition, behind, kept, .. } = blocked;
+    let Cut { topic, partition, behind, kept, letters, .. } = blocked;
     let place = format!("{topic}/{partition}");
-    let behind = text::count(*behind, "letter");
+    let behind = match behind {
+        1 => "1 letter that matches stands".to_owned(),
+        more => format!("{} that match stand", text::count(*more, "letter")),
+    };
     let (first, until) = kept.as_ref().map_or_else(Default::default, |letter| {
         let reason = text::printable(&letter.reason);
         (format!("offset {} ({reason})", letter.offset), text::time_ms(letter.timestamp_ms))
     });
+    let before = match letters {
+        0 => String::new(),
+        _ => format!("delete what stands before it with --before {until}; or "),
+    };
     ToolError::input_with_help(
         format!(
-            "{place}: a topic can only be cut from its start, but {behind} that match stand behind {first}, which does \
+            "{place}: a topic can only be cut from its start, but {behind} behind {first}, which does \
              not match; nothing was deleted"
         ),
         format!(
-            "delete what stands before it with --before {until}, or all that is old with --before alone; what is to stay \
-             can be redriven, or copied with: headwater topic tail {topic} --from-beginning --json"
+            "{before}delete that one as well, by filters that it matches (--partition {partition} alone takes all of \
+             them), or send it back first with: headwater dlq redrive; what is to stay can be copied with: headwater \
+             topic tail {topic} --from-beginning --json"
         ),
     )
 }

@@ -15,6 +15,8 @@ use crate::record::{Micros, TopicPartition};
 use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
 
 /// How often it is looked at what is waited for.
+/// A wait that takes longer is told of.
+const SAID_AFTER: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What the group has committed of the sources.
@@ -81,7 +83,7 @@ impl Cut {
             let exchange = written(log, &names.input_topic(plan, stage))?;
             wait_for_stable(log, &exchange, patience)?;
             for (partition, end) in exchange {
-                let began = Instant::now();
+                let (began, mut said) = (Instant::now(), false);
                 loop {
                     let committed = log.committed(&names.group, std::slice::from_ref(&partition))?;
                     let committed = committed.into_iter().next().flatten();
@@ -95,6 +97,13 @@ impl Cut {
                         drained.ended &=
                             metadata.is_some_and(|metadata| metadata.watermark() == WATERMARK_MAX);
                         break;
+                    }
+                    if !said && began.elapsed() > SAID_AFTER {
+                        said = true;
+                        tracing::warn!(
+                            "waiting up to {} s for {partition}: {behind} exchange records are not folded yet",
+                            patience.as_secs()
+                        );
                     }
                     if began.elapsed() > patience {
                         return Err(VerifyError::NotDrained {
@@ -151,9 +160,14 @@ fn wait_for_stable(
     ends: &[(TopicPartition, i64)],
     patience: Duration,
 ) -> Result<(), VerifyError> {
-    let began = Instant::now();
+    let (began, mut said) = (Instant::now(), false);
     for (partition, end) in ends {
         while log.bounds(partition)?.end < *end {
+            if !said && began.elapsed() > SAID_AFTER {
+                said = true;
+                let patience = patience.as_secs();
+                tracing::warn!("waiting up to {patience} s for {partition}: a transaction is open in it");
+            }
             if began.elapsed() > patience {
                 let (partition, waited) = (partition.clone(), patience.as_secs());
                 return Err(VerifyError::Undecided { partition, waited });
