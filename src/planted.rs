@@ -61,6 +61,12 @@ pub enum Fault {
     WallClockDecides,
     /// R6: a stage forwards its watermark without the grace of its windows.
     GraceNotHeldBack,
+    /// R7: a checkpoint is written without a journal, rows first.
+    TornCheckpoint,
+    /// R7: state that is over its budget waits for its checkpoint's time.
+    BudgetIgnored,
+    /// R7: a rebalance aborts the epoch.
+    RebalanceAborts,
     /// R7: an abort keeps what the epoch did to the state.
     AbortKeepsEpoch,
     /// R8: the keyed tasks are not waited for.
@@ -75,12 +81,16 @@ pub enum Fault {
     VerifyFirstValue,
     /// R10: an end is tested against the records that were read, not the position.
     EndsByRecords,
+    /// R10: the topology is at its end where its sources are.
+    EndsAtSources,
     /// R11: ties go to whoever came first.
     TiesByArrival,
     /// R12: what an aborted epoch has counted stays counted.
     CountersOutliveAbort,
     /// R12: windows that rows came too late for are counted, and not named.
     ExpiredUnnamed,
+    /// R14: a process that starts again is somebody new.
+    FreshTransactionalId,
     /// R14: everybody waits for the slowest, whether it can move or not.
     WaitForAll,
     /// R14: how far other processes are is not looked at.

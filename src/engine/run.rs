@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::log::{Log, MemberOptions};
 use crate::objects::Location;
 use crate::plan::Plan;
-use crate::planted::sized;
+use crate::planted::{Fault, planted, sized};
 use crate::record::TopicPartition;
 use crate::state::Checkpoints;
 
@@ -186,9 +186,13 @@ impl Shared {
             .collect();
         topics.sort();
         topics.dedup();
+        let mut instance = self.machine.instance().to_owned();
+        if planted(Fault::FreshTransactionalId) {
+            instance = format!("{instance}-{:?}", self.began);
+        }
         MemberOptions {
             group: self.names.group.clone(),
-            instance: format!("headwater.{}.{}.{index}", self.plan.name, self.machine.instance()),
+            instance: format!("headwater.{}.{instance}.{index}", self.plan.name),
             topics,
             session_timeout: SESSION_TIMEOUT,
             transaction_timeout: TRANSACTION_TIMEOUT,

@@ -244,6 +244,12 @@ impl Worker {
             Event::Assigned { partitions, fence } => {
                 // Partitions that are kept go on under the new fence.
                 self.fence = Some(fence);
+                if planted(Fault::RebalanceAborts)
+                    && self.epoch.is_some()
+                    && let Some(ended) = self.roll_back("the group rebalances")?
+                {
+                    return Ok(Some(ended));
+                }
                 // Recovering a task may take longer than an open transaction lives.
                 if !partitions.is_empty()
                     && self.epoch.is_some()

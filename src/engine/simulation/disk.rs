@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::process::Process;
 use crate::log::memory::Dice;
+use crate::planted::{Fault, planted};
 use crate::state::{Change, MemoryStore, Result, StateError, Store, Visitor};
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -196,6 +197,11 @@ impl Store for DiskStore {
         }
         done.offset = Some(offset);
         if changes.is_empty() {
+            self.flush()?;
+            return self.write_record(done);
+        }
+        if planted(Fault::TornCheckpoint) {
+            self.write_rows(changes)?;
             self.flush()?;
             return self.write_record(done);
         }

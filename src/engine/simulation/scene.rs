@@ -69,6 +69,18 @@ impl Scene {
         self.0.start_host(host).unwrap()
     }
 
+    /// A process on each host.
+    pub fn start_all(&self) -> Vec<Arc<Process>> {
+        (0..self.0.settings.hosts).map(|host| self.start(host)).collect()
+    }
+
+    /// All of them take turns, and their checkpoints are written.
+    pub fn work_all(&self, processes: &[Arc<Process>], turns: usize) {
+        for _ in 0..turns {
+            processes.iter().for_each(|process| self.work(process, 1));
+        }
+    }
+
     /// The process takes turns, ten milliseconds each, and its checkpoints are written.
     pub fn work(&self, process: &Arc<Process>, turns: usize) {
         for _ in 0..turns {
@@ -83,17 +95,6 @@ impl Scene {
     pub fn turn(&self, process: &Arc<Process>) {
         self.0.advance(Duration::from_millis(10));
         self.0.step(process, 0);
-    }
-
-    /// Turns until the group has come so far in the topic's first partition.
-    pub fn work_until(&self, process: &Arc<Process>, topic: &str, offset: i64) {
-        for _ in 0..50 {
-            if self.position(topic, 0).is_some_and(|(found, _)| found >= offset) {
-                return;
-            }
-            self.work(process, 1);
-        }
-        panic!("{topic} does not come to {offset}");
     }
 
     pub fn pass(&self, seconds: u64) {

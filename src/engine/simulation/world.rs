@@ -31,6 +31,8 @@ use crate::state::{Checkpoints, StateError};
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub hosts: usize,
+    /// Of them run to the end at last.
+    pub closers: usize,
     pub workers: usize,
     pub epoch: Duration,
     pub checkpoint_interval: Duration,
@@ -60,6 +62,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             hosts: 1,
+            closers: 1,
             workers: 1,
             epoch: Duration::ZERO,
             checkpoint_interval: Duration::ZERO,
@@ -448,7 +451,8 @@ impl World {
 
     /// Starts what is not running.
     fn start_hosts(&self) {
-        let hosts = if self.closing.load(Ordering::Relaxed) { 1 } else { lock(&self.hosts).len() };
+        let all = lock(&self.hosts).len();
+        let hosts = if self.closing.load(Ordering::Relaxed) { self.settings.closers.min(all) } else { all };
         for host in 0..hosts {
             if lock(&self.processes).iter().any(|(of, _)| *of == Some(host)) {
                 continue;

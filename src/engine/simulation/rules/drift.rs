@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::simulation::outcome::read;
 use crate::engine::simulation::process::Process;
 use crate::engine::simulation::scene::{NEVER, Scene, equal, only_with_the_rule, values};
 use crate::engine::simulation::world::Settings;
@@ -115,5 +116,28 @@ fn r14_another_process_does_not_move() {
         equal("records read", offset(&scene, 0), 20)?;
         equal("the other has records to read", offset(&scene, 1) < 60, true)?;
         scene.end().map(drop)
+    });
+}
+
+/// A process is killed with a transaction open, and starts again: it aborts what it had begun and goes on at once, where
+/// a stranger would wait for the dead one's session, and its readers for its transaction.
+#[test]
+fn r14_a_restart_goes_on_at_once() {
+    only_with_the_rule(Fault::FreshTransactionalId, || {
+        let epoch = Duration::from_secs(2);
+        let scene = Scene::new("", NEVER, Settings { epoch, ..Settings::default() });
+        let first = scene.start(0);
+        scene.work(&first, 3);
+        (0..4).for_each(|number| scene.comes(0, "a", 1, number));
+        scene.work(&first, 3);
+        first.crash();
+        scene.0.tidy();
+        let next = scene.start(0);
+        scene.work(&next, 3);
+        scene.pass(3);
+        scene.work(&next, 3);
+        let seen = read(&scene.0.log, "ruled.copy").len();
+        scene.end()?;
+        equal("records that readers see three seconds later", seen, 4)
     });
 }
