@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,15 +29,18 @@ const MACHINES: usize = 3;
 /// Beyond the session's 10 s and the transaction's 15 s.
 const STALL: Duration = Duration::from_secs(17);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-const TRIMMING_PARTS: usize = 20;
 /// How long what a broker's absence has done may take to show.
 const BROKER_MISSED: Duration = Duration::from_secs(30);
+/// Of all of it.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
 /// After the last fault: sessions and transactions of the dead time out, and what is left is read.
 const SETTLE_MAX: Duration = Duration::from_secs(180);
 
 /// How much of everything.
 struct Storm {
+    /// At least; they come without a pause while it blows, so many a second.
     records: usize,
+    rate: usize,
     kills: usize,
     broker_kills: usize,
     stalls: usize,
@@ -117,40 +120,48 @@ fn value(dice: &mut Dice, id: usize) -> String {
     format!(r#"{{"id":{id},"key":"k{key}","amount":{amount},"at":"{at}"}}"#)
 }
 
-/// Produces in the background, as many as it is allowed.
+/// Produces in the background, so many a second, until it is told to stop.
 struct Feed {
-    allowed: Arc<AtomicUsize>,
-    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+    /// As many are made at least.
+    least: Arc<AtomicUsize>,
+    thread: JoinHandle<usize>,
 }
 
 impl Feed {
-    fn start(log: &Arc<dyn Log>, topic: &str, records: usize, seed: u64) -> Self {
-        let allowed = Arc::new(AtomicUsize::new(0));
-        let (log, topic, limit) = (Arc::clone(log), topic.to_owned(), Arc::clone(&allowed));
-        let thread = std::thread::spawn(move || {
-            let mut producer = log.producer().unwrap();
-            let mut dice = Dice(seed);
-            for id in 0..records {
-                while limit.load(Ordering::SeqCst) <= id {
-                    std::thread::sleep(Duration::from_millis(5));
+    fn start(log: &Arc<dyn Log>, topic: &str, rate: usize, seed: u64) -> Self {
+        let (stop, least) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(usize::MAX)));
+        let (log, topic) = (Arc::clone(log), topic.to_owned());
+        let thread = std::thread::spawn({
+            let (stop, least) = (Arc::clone(&stop), Arc::clone(&least));
+            move || {
+                let mut producer = log.producer().unwrap();
+                let (mut dice, began) = (Dice(seed), Instant::now());
+                let mut made = 0;
+                while !stop.load(Ordering::SeqCst) || made < least.load(Ordering::SeqCst) {
+                    // After a broker that was away it makes up for what was not sent meanwhile.
+                    if made >= (began.elapsed().as_secs_f64() * rate as f64) as usize {
+                        std::thread::sleep(Duration::from_millis(2));
+                        continue;
+                    }
+                    let to = TopicPartition::new(topic.as_str(), (made % PARTITIONS as usize) as i32);
+                    let value = value(&mut dice, made);
+                    let record = Outgoing { value: Some(value.as_bytes()), ..Outgoing::default() };
+                    producer.produce(&to, &[record]).unwrap();
+                    made += 1;
                 }
-                let to = TopicPartition::new(topic.as_str(), (id % PARTITIONS as usize) as i32);
-                let value = value(&mut dice, id);
-                let record = Outgoing { value: Some(value.as_bytes()), ..Outgoing::default() };
-                producer.produce(&to, &[record]).unwrap();
+                producer.flush(Duration::from_secs(120)).unwrap();
+                made
             }
-            producer.flush(Duration::from_secs(120)).unwrap();
         });
-        Self { allowed, thread }
+        Self { stop, least, thread }
     }
 
-    fn allow(&self, up_to: usize) {
-        self.allowed.fetch_max(up_to, Ordering::SeqCst);
-    }
-
-    fn finish(self, records: usize) {
-        self.allow(records);
-        self.thread.join().unwrap();
+    /// How many records there are, once there are enough.
+    fn finish(self, least: usize) -> usize {
+        self.least.store(least, Ordering::SeqCst);
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
     }
 }
 
@@ -307,7 +318,9 @@ impl Scene {
         match blow {
             Blow::Kill => {
                 self.running[machine].take().unwrap().kill();
-                let pause = self.random(2_000);
+                // Now and then beyond the session, so that the others have taken over.
+                let session_ends = self.dice.below(4) == 0 && self.running.iter().any(Option::is_some);
+                let pause = self.random(2_000) + Duration::from_secs(if session_ends { 11 } else { 0 });
                 self.pass(pause);
                 self.start(machine);
             }
@@ -321,9 +334,12 @@ impl Scene {
                 self.pass(STALL);
                 self.running[machine].as_ref().unwrap().signal("-CONT");
             }
+            // One to three of them are there.
             Blow::Move => match (0..MACHINES).find(|&machine| self.running[machine].is_none()) {
-                Some(absent) => self.start(absent),
-                None => self.stop(machine),
+                Some(absent) if self.running.iter().flatten().count() == 1 || self.dice.below(2) == 0 => {
+                    self.start(absent);
+                }
+                _ => self.stop(machine),
             },
             Blow::KillBroker => {
                 self.broker_away = Some(Instant::now());
@@ -394,27 +410,24 @@ impl Scene {
         outcome.out
     }
 
-    /// The partitions of the exchange that still hold their first record.
+    /// The partitions of the exchange that hold most of what was ever written to them.
     fn untrimmed(&self) -> Vec<i32> {
         let exchange = format!("{}.exchange.per_minute", self.stormy);
         let count = self.log.partitions(&exchange).unwrap().unwrap();
-        let start =
-            |partition| self.log.bounds(&TopicPartition::new(exchange.as_str(), partition)).unwrap().start;
-        (0..count).filter(|&partition| start(partition) == 0).collect()
+        let bounds = |partition| self.log.bounds(&TopicPartition::new(exchange.as_str(), partition)).unwrap();
+        let holds_most = |&partition: &i32| {
+            let bounds = bounds(partition);
+            bounds.start <= bounds.end / 2
+        };
+        (0..count).filter(holds_most).collect()
     }
 
-    /// Lets records come a few at a time until every exchange is trimmed: that takes two copies of each task's state,
-    /// and there is no checkpoint without a record.
-    fn await_trimming(&mut self, feed: &Feed, from: usize, records: usize) {
-        for part in 1..=TRIMMING_PARTS {
-            if self.untrimmed().is_empty() {
-                return;
-            }
-            let before = self.read();
-            feed.allow(from + (records - from) * part / TRIMMING_PARTS);
-            self.await_more_than(before);
-            self.pass(CHECKPOINT_INTERVAL);
-        }
+    /// Waits, while records come, until every exchange is trimmed: that takes two copies of each task's state.
+    fn await_trimming(&mut self) {
+        within(SETTLE_MAX, "trimmed exchanges", || {
+            self.pass(Duration::from_millis(250));
+            self.untrimmed().is_empty().then_some(())
+        });
     }
 
     /// Everything is as if nothing had happened.
@@ -451,7 +464,7 @@ impl Scene {
         let counted = |name: &str| counters(log, &format!("headwater.{name}"), &self.source);
         assert_eq!(counted(&self.stormy), counted(&self.calm));
         assert_eq!(counted(&self.stormy).read, records as u64);
-        assert_eq!(self.untrimmed(), Vec::<i32>::new(), "exchange partitions that were never trimmed");
+        assert_eq!(self.untrimmed(), Vec::<i32>::new(), "exchange partitions that are not trimmed");
         for part in ["large", "per_minute", "dead", "late", "meta", "exchange.per_minute"] {
             assert_no_open_transaction(log, &topic(&self.stormy, part));
         }
@@ -467,16 +480,13 @@ fn tail(text: &str) -> String {
 fn survives(storm: &Storm) {
     let seed = Seed::new();
     let Some(mut scene) = Scene::new(storm, seed.0) else { return };
-    let records = storm.records;
-    let feed = Feed::start(&scene.log, &scene.source, records, seed.0);
+    let feed = Feed::start(&scene.log, &scene.source, storm.rate, seed.0);
     let blows = storm.blows(&mut scene.dice);
     scene.start(0);
     scene.start(1);
-    feed.allow(records / 20);
     scene.await_more_than(0);
     for (number, &blow) in blows.iter().enumerate() {
         let before = scene.read();
-        feed.allow(records / 20 + records * 17 / 20 * (number + 1) / blows.len());
         if number % 2 == 1 {
             scene.await_more_than(before);
         }
@@ -486,10 +496,10 @@ fn survives(storm: &Storm) {
         scene.blow(blow);
     }
     scene.say("quiet; waiting for the exchanges to be trimmed");
-    scene.await_trimming(&feed, records * 9 / 10, records * 19 / 20);
+    scene.await_trimming();
     let before = scene.read();
-    feed.finish(records);
-    scene.say("all records are there");
+    let records = feed.finish(storm.records);
+    scene.say(&format!("all {records} records are there"));
     scene.await_more_than(before);
     for machine in 0..MACHINES {
         if scene.running[machine].is_some() {
@@ -515,6 +525,8 @@ fn survives(storm: &Storm) {
     scene.say("compare");
     scene.compare(records);
     scene.say("equal");
+    let took = scene.began.elapsed();
+    assert!(took < LIMIT, "it took {took:?}");
     scene.broker.script.command(&["stop"]).stdout(std::process::Stdio::null()).status().unwrap();
 }
 
@@ -523,6 +535,7 @@ fn survives(storm: &Storm) {
 fn a_short_storm_leaves_no_trace() {
     survives(&Storm {
         records: 200_000,
+        rate: 6_000,
         kills: 3,
         broker_kills: 1,
         stalls: 0,
@@ -538,6 +551,7 @@ fn a_short_storm_leaves_no_trace() {
 fn a_long_storm_leaves_no_trace() {
     survives(&Storm {
         records: 1_200_000,
+        rate: 6_000,
         kills: 20,
         broker_kills: 2,
         stalls: 4,
