@@ -25,7 +25,7 @@ use headwater::record::{OwnedRecord, TopicPartition};
 use tempfile::TempDir;
 
 use self::proxy::Proxy;
-use crate::support::{real_kafka, unique, until};
+use crate::support::{real_kafka, unique, until, within};
 
 const POLL: Duration = Duration::from_millis(50);
 const FLUSH: Duration = Duration::from_secs(30);
@@ -230,6 +230,62 @@ fn a_coordinator_that_is_not_found_fails_the_commit() {
         "{outcomes:?}"
     );
     assert_eq!(read_all(&log, &partitions[1]), ["result"]);
+}
+
+/// As where a process stands still for longer than a record may be on its way. The broker is there: it may have ended the
+/// transaction by itself meanwhile, and a successor goes on.
+fn records_that_time_out_end_their_transaction_only(broker: std::net::SocketAddr) {
+    let proxy = Proxy::start(broker);
+    let log = KafkaLog::connect(&KafkaOptions {
+        brokers: proxy.address.to_string(),
+        properties: BTreeMap::new(),
+        client_id: "timed-out".into(),
+    })
+    .unwrap();
+    let partitions = topic(&log, "timed-out", 2);
+    let group = unique("timed-out");
+    let options = MemberOptions {
+        transaction_timeout: Duration::from_secs(3),
+        ..options(&group, &group, &partitions[0])
+    };
+    let mut worker = Worker::join(&log, &options);
+    worker.await_partitions(2);
+    worker.member.begin().unwrap();
+    proxy.keeps_records.store(true, Ordering::SeqCst);
+    let refused = within(Duration::from_secs(60), "a record that times out", || {
+        std::thread::sleep(Duration::from_millis(50));
+        worker.member.produce(&partitions[1], &[value("lost")]).err()
+    });
+    assert!(matches!(refused, LogError::Abort(_)), "{refused:?}");
+    proxy.keeps_records.store(false, Ordering::SeqCst);
+    let aborted = worker.member.abort();
+    assert!(matches!(aborted, Ok(()) | Err(LogError::Fenced(_))), "{aborted:?}");
+    drop(worker);
+    let mut worker = Worker::join(&log, &options);
+    worker.await_partitions(2);
+    worker.member.begin().unwrap();
+    worker.member.produce(&partitions[1], &[value("result")]).unwrap();
+    let fence = worker.fence.clone().unwrap();
+    worker.member.commit(&fence, &[(partitions[0].clone(), at(7, ""))]).unwrap();
+    assert_eq!(read_all(&log, &partitions[1]), ["result"]);
+}
+
+#[test]
+fn records_that_time_out_on_their_way_to_the_embedded_broker() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
+    records_that_time_out_end_their_transaction_only(broker.address());
+}
+
+#[test]
+fn records_that_time_out_on_their_way_to_kafka() {
+    if let Some(address) = real_kafka() {
+        // At another machine it could not be told from the proxy.
+        if address.starts_with("127.0.0.1:") {
+            records_that_time_out_end_their_transaction_only(address.parse().unwrap());
+        }
+    }
 }
 
 /// What a broker's disk does not give back as it was written, librdkafka would skip.

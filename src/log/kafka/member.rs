@@ -238,8 +238,13 @@ impl Member for KafkaMember {
         Ok(())
     }
 
+    /// A record that was on its way for too long, the process having stood still for example, ends its transaction and
+    /// nothing else: whether brokers are away is found out by the abort, which waits for them.
     fn produce(&mut self, to: &TopicPartition, records: &[Outgoing<'_>]) -> Result<()> {
-        self.sender.produce(to, records)
+        self.sender.produce(to, records).map_err(|error| match error {
+            LogError::Unreachable { .. } => LogError::Abort(error.to_string()),
+            error => error,
+        })
     }
 
     fn commit(&mut self, fence: &Fence, offsets: &[(TopicPartition, Position)]) -> Result<(), CommitError> {

@@ -105,6 +105,22 @@ fn batch(producer: (i64, i16, i32), attributes: i16) -> Vec<u8> {
     batch
 }
 
+/// Changes some bytes of a batch, or cuts it, and makes its length and its checksum right again, so that what is wrong
+/// is seen only by who looks into it.
+fn spoil(batch: &mut Vec<u8>, random: &mut SmallRng) {
+    for _ in 0..random.random_range(1..4) {
+        let at = random.random_range(21..batch.len());
+        batch[at] = [0, 1, 0x7f, 0x80, 0xff, random.random()][random.random_range(0..6)];
+    }
+    if random.random_ratio(1, 4) {
+        batch.truncate(random.random_range(61..=batch.len()));
+    }
+    let length = (batch.len() - 12) as i32;
+    batch[8..12].copy_from_slice(&length.to_be_bytes());
+    let checksum = crc32c::crc32c(&batch[21..]);
+    batch[17..21].copy_from_slice(&checksum.to_be_bytes());
+}
+
 /// Writes a request by its shape.
 struct Writer<'a> {
     out: Vec<u8>,
@@ -173,8 +189,11 @@ impl Writer<'_> {
             }
             b'b' => {
                 let producer = [(-1, -1, -1), (1, 0, 0), (1_000, 0, 0)][self.random.random_range(0..3)];
-                let attributes = [0, 0, 1, 2, 3, 4, 0x10, 0x20][self.random.random_range(0..8)];
-                let batch = batch(producer, attributes);
+                let attributes = [0, 0, 1, 2, 3, 4, 5, 7, 0x10, 0x20][self.random.random_range(0..10)];
+                let mut batch = batch(producer, attributes);
+                if self.random.random_ratio(1, 2) {
+                    spoil(&mut batch, self.random);
+                }
                 self.length(batch.len(), false);
                 self.out.extend(batch);
             }

@@ -207,4 +207,16 @@ fn memory_files_and_latency_stay_flat() {
         let (before, after) = (of(settled - 1..settled + 1, value), of(8..10, value));
         assert!(after <= before + before / 4 + slack, "{what} grew from {before} to {after}");
     }
+    // The machine has other work, too, which the highest percentiles of seconds show.
+    let shares = if time <= SHORT { &[0.5][..] } else { &[0.5, 0.99][..] };
+    for &share in shares {
+        let mut of = |range: std::ops::Range<usize>| {
+            tenths[range].iter_mut().map(|tenth| tenth.latency_ms(share)).fold(0.0, f64::max)
+        };
+        let (before, after) = (of(settled - 1..settled + 1), of(8..10));
+        assert!(
+            after <= 2.0 * before + 100.0,
+            "the latency's {share} quantile grew from {before} to {after} ms"
+        );
+    }
 }

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Where the proxy listens, on the broker's port; as long as the broker's own address is as text.
-const PROXY: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// Where proxies listen, on the broker's port: 127.0.0.2 and so on, which as texts are as long as the broker's own.
+const PROXIES: std::ops::Range<u8> = 2..10;
+const PRODUCE: i16 = 0;
 const METADATA: i16 = 3;
 const FIND_COORDINATOR: i16 = 10;
 const END_TXN: i16 = 26;
@@ -19,18 +20,23 @@ pub struct Proxy {
     pub keeps_open: AtomicBool,
     /// … and questions for coordinators.
     pub keeps_coordinators: AtomicBool,
+    /// … and records.
+    pub keeps_records: AtomicBool,
     hides: AtomicBool,
     hidden: AtomicUsize,
 }
 
 impl Proxy {
     pub fn start(broker: SocketAddr) -> Arc<Self> {
-        let address = SocketAddr::from((PROXY, broker.port()));
-        let listener = TcpListener::bind(address).unwrap();
+        let addresses =
+            PROXIES.map(|number| SocketAddr::from((Ipv4Addr::new(127, 0, 0, number), broker.port())));
+        let listener = TcpListener::bind(&addresses.collect::<Vec<_>>()[..]).unwrap();
+        let address = listener.local_addr().unwrap();
         let proxy = Arc::new(Self {
             address,
             keeps_open: AtomicBool::new(false),
             keeps_coordinators: AtomicBool::new(false),
+            keeps_records: AtomicBool::new(false),
             hides: AtomicBool::new(false),
             hidden: AtomicUsize::new(0),
         });
@@ -56,6 +62,7 @@ impl Proxy {
                 let (key, version) = (number(0), number(2));
                 let kept = match key {
                     END_TXN => proxy.keeps_open.load(Ordering::SeqCst),
+                    PRODUCE => proxy.keeps_records.load(Ordering::SeqCst),
                     FIND_COORDINATOR => proxy.keeps_coordinators.load(Ordering::SeqCst),
                     _ => false,
                 };
@@ -79,7 +86,7 @@ impl Proxy {
                     proxy.hidden.fetch_add(1, Ordering::SeqCst);
                 }
                 if matches!(key, METADATA | FIND_COORDINATOR) {
-                    replace(&mut frame, b"127.0.0.1", PROXY.to_string().as_bytes());
+                    replace(&mut frame, b"127.0.0.1", proxy.address.ip().to_string().as_bytes());
                 }
                 if send(&mut to, &frame).is_none() {
                     break;
