@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::{Difference, VerifyOptions, VerifyReport, ViewReport, verify};
-use crate::engine::Progress;
 use crate::engine::simulation::member::ProcessLog;
 use crate::engine::simulation::process::Process;
 use crate::engine::simulation::scene::{NEVER, Scene, equal, only_with_the_rule};
 use crate::engine::simulation::world::Settings;
+use crate::engine::{ExpiredWindow, Meta, Progress};
 use crate::log::{Log, Outgoing, Transactor};
 use crate::planted::Fault;
 use crate::record::TopicPartition;
@@ -206,6 +206,13 @@ fn r12_what_expired_is_named() {
             (0..2).for_each(|partition| scene.comes(partition, "a", 1, at));
             scene.work(&process, 20);
         }
+        let meta = Meta::read(&scene.0.plan, &scene.0.log).unwrap().unwrap();
+        let named = |window: &ExpiredWindow| {
+            let ExpiredWindow { view, partition, rows, first_offset, last_offset, .. } = window;
+            (view.to_string(), *partition, *rows, *first_offset, *last_offset)
+        };
+        let named: Vec<_> = meta.expired.iter().map(named).collect();
+        equal("named", named, vec![("minutely".into(), 1, 1, 1, 1)])?;
         let report = verified(&scene, |_| ())?;
         equal("minutes", counts(&report, "minutely"), (3, 0, 1, 0))?;
         equal("hours", counts(&report, "hourly"), (1, 0, 1, 0))?;
