@@ -104,6 +104,9 @@ pub struct Expired {
 pub enum OperatorError {
     #[error("view '{view}': {what}")]
     Failed { view: String, what: String },
+    /// A result that its type has no room for.
+    #[error("view '{view}': {what}")]
+    Overflow { view: String, what: String },
     #[error(transparent)]
     State(#[from] crate::state::StateError),
     #[error("arrow: {0}")]

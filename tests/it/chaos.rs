@@ -471,6 +471,15 @@ impl Scene {
     }
 }
 
+impl Drop for Scene {
+    /// What failed may be seen from the brokers' side, or from the processes'.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}{}", self.transactions(), tail(&self.project.printed().1));
+        }
+    }
+}
+
 /// The end of what was printed: the beginning is long ago.
 fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();

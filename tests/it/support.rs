@@ -285,7 +285,8 @@ pub fn counters(log: &dyn Log, group: &str, topic: &str) -> Counters {
     let said = |error: &LogError| println!("asking for {topic}: {error}");
     let count = until("the topic", || log.partitions(topic).inspect_err(said).ok().flatten());
     let partitions: Vec<_> = (0..count).map(|number| TopicPartition::new(topic, number)).collect();
-    let positions = until("the committed offsets", || log.committed(group, &partitions).ok());
+    let positions =
+        until("the committed offsets", || log.committed(group, &partitions).inspect_err(said).ok());
     let mut sum = Counters::default();
     for (partition, position) in partitions.iter().zip(positions) {
         let Some(position) = position else { continue };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Decimal128Array, Decimal256Array, Float64Array, Int64Array, UInt64Array};
 use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, DecimalType, i256};
 
+use super::super::OperatorError;
 use super::exact_float;
 use super::{AggregateCall, Function, Result, failed};
 
@@ -100,11 +101,11 @@ impl Finish {
         Ok(scaled.checked_div(divisor))
     }
 
-    fn overflow(&self) -> super::super::OperatorError {
+    fn overflow(&self) -> OperatorError {
         let (column, output) = (&self.column, &self.output);
         let what =
             format!("'{column}' does not fit into {output}; cast its argument to a wider type in the view");
-        failed(&self.view, what)
+        OperatorError::Overflow { view: self.view.to_string(), what }
     }
 
     pub(super) fn view(&self) -> &str {

@@ -6,7 +6,10 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, Int64Array};
 use arrow::datatypes::Int64Type;
 
 use super::super::accumulator::{self, Accumulator, Places, Rows};
-use super::super::{AggregateSpec, Function, Result};
+use super::super::{AggregateSpec, Function, OperatorError, Result};
+
+/// Groups whose results have no room in their type, and why.
+pub(super) type Overflowing = Vec<(u32, String)>;
 
 pub(super) struct Calls {
     /// `None`: the call counts rows, as `rows` does.
@@ -102,6 +105,27 @@ impl Calls {
             None => Ok(self.row_counts(groups)),
         };
         self.accumulators.iter().map(result).collect()
+    }
+
+    /// The results of those groups that have room for theirs; `groups` are these afterwards. The others, and why.
+    pub(super) fn fitting_results(&self, groups: &mut Vec<u32>) -> Result<(Vec<ArrayRef>, Overflowing)> {
+        match self.results(groups) {
+            Err(OperatorError::Overflow { .. }) => {}
+            results => return Ok((results?, Vec::new())),
+        }
+        let mut overflowing = Vec::new();
+        let (mut fitting, all) = (Vec::new(), std::mem::take(groups));
+        for group in all {
+            match self.results(&[group]) {
+                Err(OperatorError::Overflow { what, .. }) => overflowing.push((group, what)),
+                result => {
+                    result?;
+                    fitting.push(group);
+                }
+            }
+        }
+        *groups = fitting;
+        Ok((self.results(groups)?, overflowing))
     }
 
     fn row_counts(&self, groups: &[u32]) -> ArrayRef {

@@ -10,7 +10,7 @@ use arrow::compute::interleave;
 use arrow::row::Rows;
 
 use super::super::Result;
-use super::calls::Calls;
+use super::calls::{Calls, Overflowing};
 use super::final_aggregate::FinalAggregate;
 use super::{group_columns, row_time};
 use crate::planted::{Fault, planted};
@@ -24,7 +24,12 @@ pub(super) struct Emitted {
     /// By group.
     places: Vec<u32>,
     results: Vec<ArrayRef>,
+    /// Groups whose result had no room, so that nothing was emitted of them.
+    overflowing: Vec<u32>,
 }
+
+/// Corrections, and the groups that have none.
+type Corrected = (Option<Batch>, Overflowing);
 
 impl Emitted {
     fn place(&self, group: u32) -> Option<usize> {
@@ -42,7 +47,9 @@ impl FinalAggregate {
         if !found.is_empty() {
             calls.merge(&numbers, old)?;
         }
-        let shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
+        let mut shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
+        let (results, overflowing) = calls.fitting_results(&mut shown)?;
+        let overflowing = overflowing.iter().map(|&(number, _)| found[number as usize]).collect();
         let mut places = vec![NOWHERE; self.keys.len()];
         for (place, &number) in shown.iter().enumerate() {
             let group = found[number as usize];
@@ -51,14 +58,18 @@ impl FinalAggregate {
             }
             places[group as usize] = place as u32;
         }
-        Ok(Emitted { places, results: calls.results(&shown)? })
+        Ok(Emitted { places, results, overflowing })
     }
 
-    /// −old +new of each group whose result is another than was emitted.
+    /// −old +new of each group whose result is another than was emitted, and the groups whose new result has no room in
+    /// its type: of these, −old is all.
     /// `groups` ascend by key.
-    pub(super) fn correct(&self, groups: &[u32], emitted: &Emitted) -> Result<Option<Batch>> {
-        let present: Vec<u32> = groups.iter().copied().filter(|&group| self.calls.rows(group) > 0).collect();
-        let results = self.calls.results(&present)?;
+    pub(super) fn correct(&self, groups: &[u32], emitted: &Emitted) -> Result<Corrected> {
+        let mut present: Vec<u32> =
+            groups.iter().copied().filter(|&group| self.calls.rows(group) > 0).collect();
+        let (results, mut overflowing) = self.calls.fitting_results(&mut present)?;
+        // Told of before.
+        overflowing.retain(|(group, _)| !emitted.overflowing.contains(group));
         let (old_rows, new_rows) = (self.comparable(&emitted.results)?, self.comparable(&results)?);
         let is_equal = |old: usize, new: usize| match (&old_rows, &new_rows) {
             (Some(old_rows), Some(new_rows)) => old_rows.row(old) == new_rows.row(new),
@@ -88,19 +99,20 @@ impl FinalAggregate {
             }
         }
         if picks.is_empty() {
-            return Ok(None);
+            return Ok((None, overflowing));
         }
         let keys = self.keys.decode(changed.iter().map(|&group| self.keys.key(group)))?;
         let mut columns = group_columns(&self.spec, &keys)?;
         for (old, new) in emitted.results.iter().zip(&results) {
             columns.push(interleave(&[old.as_ref(), new.as_ref()], &picks)?);
         }
-        Ok(Some(Batch {
+        let corrections = Batch {
             rows: RecordBatch::try_new(Arc::clone(&self.spec.output), columns)?,
             time: changed.iter().map(|&group| row_time(self.keys.window_end(group))).collect(),
             weight: Some(weights.into()),
             source: None,
-        }))
+        };
+        Ok((Some(corrections), overflowing))
     }
 
     /// Rows that are equal exactly if the results are; `None` where there are no columns to differ in.

@@ -18,12 +18,12 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::datatypes::{Int64Type, Schema};
 use arrow::row::{RowConverter, SortField};
 
-use super::super::evaluate::failed;
+use super::super::evaluate::{failed, reject};
 use super::super::{AggregateSpec, Expired, Input, Operator, Output, Result, SharedState};
-use super::calls::Calls;
+use super::calls::{Calls, Overflowing};
 use super::closed::{ClosedGroups, GroupChange};
 use super::codec::StateCodec;
 use super::keys::{Keys, key_window_end, window_prefix};
@@ -188,7 +188,13 @@ impl FinalAggregate {
             self.calls.merge(&found, &old)?;
         }
         if let Some(emitted) = emitted {
-            out.changes.extend(self.correct(groups, &emitted)?);
+            let (changes, overflowing) = self.correct(groups, &emitted)?;
+            out.changes.extend(changes);
+            // Where others have the row when the window closes, it is refused then.
+            if !self.listeners.closed {
+                let keys = overflowing.iter().map(|&(group, _)| self.keys.key(group));
+                self.reject(keys, &overflowing, out)?;
+            }
         }
         let states = self.calls.states(groups)?;
         let mut found = found.into_iter().peekable();
@@ -225,7 +231,9 @@ impl FinalAggregate {
         if !found.is_empty() {
             self.calls.merge(&found, &old)?;
         }
-        if let Some(corrections) = self.correct(groups, &emitted)? {
+        let (corrections, overflowing) = self.correct(groups, &emitted)?;
+        self.reject(overflowing.iter().map(|&(group, _)| self.keys.key(group)), &overflowing, out)?;
+        if let Some(corrections) = corrections {
             if self.listeners.changes {
                 out.changes.push(corrections.clone());
             }
@@ -288,20 +296,44 @@ impl FinalAggregate {
         calls.grow(due.len());
         let numbers: Vec<u32> = (0..due.len() as u32).collect();
         calls.merge(&numbers, &self.codec.decode(due.iter().map(|&(_, row)| row))?)?;
-        let shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
+        let mut shown: Vec<u32> = numbers.into_iter().filter(|&number| calls.rows(number) > 0).collect();
+        let (results, overflowing) = calls.fitting_results(&mut shown)?;
+        let key_of = |&(number, _): &(u32, String)| due[number as usize].0;
+        self.reject(overflowing.iter().map(key_of), &overflowing, out)?;
         if shown.is_empty() {
             return Ok(());
         }
         let keys: Vec<&[u8]> = shown.iter().map(|&number| due[number as usize].0).collect();
         let times = keys.iter().map(|key| Ok(row_time(self.window_end(key)?))).collect::<Result<Vec<_>>>()?;
         let mut columns = group_columns(&self.spec, &self.keys.decode(keys.into_iter())?)?;
-        columns.extend(calls.results(&shown)?);
+        columns.extend(results);
         out.batches.push(Batch {
             rows: RecordBatch::try_new(Arc::clone(&self.spec.output), columns)?,
             time: times.into(),
             weight: None,
             source: None,
         });
+        Ok(())
+    }
+
+    /// Rows that can't be made, since a result has no room in its type: what is known of them are their keys.
+    fn reject<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a [u8]>,
+        overflowing: &Overflowing,
+        out: &mut Output,
+    ) -> Result<()> {
+        if overflowing.is_empty() {
+            return Ok(());
+        }
+        let columns = group_columns(&self.spec, &self.keys.decode(keys)?)?;
+        let fields = self.spec.output.fields()[..columns.len()].to_vec();
+        let rows = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+        let time = vec![0; rows.num_rows()].into();
+        let batch = Batch { rows, time, weight: None, source: None };
+        for (row, (_, why)) in overflowing.iter().enumerate() {
+            reject(out, &batch, row, "expression", &self.spec.view, why.clone())?;
+        }
         Ok(())
     }
 

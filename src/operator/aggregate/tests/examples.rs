@@ -222,8 +222,10 @@ fn an_aborted_epoch_leaves_what_was_committed() {
 }
 
 #[test]
-fn a_sum_that_does_not_fit_is_an_error_but_one_that_only_passes_through_is_not() {
-    let spec = Arc::new(spec());
+fn a_sum_that_does_not_fit_is_a_dead_letter_but_one_that_only_passes_through_is_not() {
+    let mut corrected = spec();
+    corrected.retention = 1_000;
+    let spec = Arc::new(corrected);
     let run = |integers: &[i64]| {
         let rows: Vec<Row> =
             integers.iter().enumerate().map(|(offset, &integer)| row(offset as i64, 10, integer)).collect();
@@ -238,10 +240,34 @@ fn a_sum_that_does_not_fit_is_an_error_but_one_that_only_passes_through_is_not()
             operator.process(0, &partial(&spec, &[batch])[0], &mut out)?;
             operator.flush(&mut out)?;
         }
-        operator.advance(Micros::MAX, &mut out)?;
-        Ok::<i64, OperatorError>(out.batches[0].rows.column(5).as_primitive::<Int64Type>().value(0))
+        operator.advance(0, &mut out)?;
+        operator.advance(100, &mut out)?;
+        // A correction after the close, and another one.
+        for correction in [-1, 1] {
+            let mut batch = batch(&[row(9, 10, correction)], Micros::MIN);
+            let mut columns = batch.rows.columns().to_vec();
+            columns[5] = arrow::array::new_null_array(columns[5].data_type(), 1);
+            batch.rows = RecordBatch::try_new(batch.rows.schema(), columns).unwrap();
+            operator.process(0, &partial(&spec, &[batch])[0], &mut out)?;
+            operator.flush(&mut out)?;
+        }
+        let rows: Vec<(i64, i64)> = out
+            .batches
+            .iter()
+            .flat_map(|batch| {
+                let sums = batch.rows.column(5).as_primitive::<Int64Type>().values().to_vec();
+                sums.into_iter().enumerate().map(|(row, sum)| (sum, batch.weight(row)))
+            })
+            .collect();
+        Ok::<_, OperatorError>((rows, std::mem::take(&mut out.rejected)))
     };
-    assert_eq!(run(&[i64::MIN, -1, 1]).unwrap(), i64::MIN);
-    let error = run(&[i64::MIN, -1]).unwrap_err().to_string();
-    assert!(error.contains("does not fit into Int64"), "{error}");
+    // It fits when the window closes, does not with the first correction, and does again with the second.
+    let (rows, rejected) = run(&[i64::MIN, -1, 1]).unwrap();
+    assert_eq!(rows, [(i64::MIN, 1), (i64::MIN, -1), (i64::MIN, 1)]);
+    assert_eq!(rejected.len(), 1);
+    assert!(rejected[0].message.contains("does not fit into Int64"), "{rejected:?}");
+    assert!(rejected[0].row.as_ref().is_some_and(|row| row.contains("key: a")), "{rejected:?}");
+    // It never does but at last.
+    let (rows, rejected) = run(&[i64::MIN, -1]).unwrap();
+    assert_eq!((rows, rejected.len()), (vec![], 1));
 }
