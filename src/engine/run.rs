@@ -137,7 +137,7 @@ impl Shared {
         let exchanges = names.exchanges.iter().flatten();
         let keyed_partitions = exchanges.map(|topic| names.count(topic) as usize).sum();
         let until_end = match options.until_end {
-            true => Some(UntilEnd::new(plan, &names, &**log, options)?),
+            true => Some(UntilEnd::new(plan, &names, &**log, options.close)?),
             false => None,
         };
         if let Some(copies) = &checkpoints {

@@ -4,13 +4,13 @@
 //! partition, and whichever of them run to their ends or for ever. Level by level: once every source is committed
 //! past its end, the ends of the exchanges below are looked up; once those are committed past, the next ones.
 //!
-//! Invariant: nothing is looked up before every worker of this process has committed its sources up to their ends.
+//! Invariant: once a process has found the topology done, none of its workers tells an end any more.
 //! Invariant: ends are compared with committed positions, not with offsets of records: transaction markers are gaps.
 //! Invariant: a partition that is added after the start is not waited for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use crate::log::{Log, LogError};
@@ -21,7 +21,6 @@ use crate::time::WATERMARK_MAX;
 
 use super::Result;
 use super::offsets::OffsetMetadata;
-use super::run::RunOptions;
 use super::topics::TopicNames;
 
 /// The committed offsets are looked up this often at most.
@@ -35,8 +34,7 @@ pub struct UntilEnd {
     pub close: bool,
     /// Of the sources.
     ends: BTreeMap<TopicPartition, i64>,
-    /// Workers that have not committed what they have up to its ends.
-    busy: Mutex<BTreeSet<usize>>,
+    telling: RwLock<()>,
     way: Mutex<Way>,
     done: AtomicBool,
 }
@@ -57,7 +55,7 @@ struct Way {
 
 impl UntilEnd {
     /// The sources' last stable ends as they are now.
-    pub fn new(plan: &Plan, names: &TopicNames, log: &dyn Log, options: &RunOptions) -> Result<Self> {
+    pub fn new(plan: &Plan, names: &TopicNames, log: &dyn Log, close: bool) -> Result<Self> {
         let (mut ends, mut to_commit) = (BTreeMap::new(), BTreeMap::new());
         let mut levels: Vec<Vec<TopicPartition>> = Vec::new();
         let mut level_of: Vec<usize> = Vec::new();
@@ -90,9 +88,9 @@ impl UntilEnd {
         let way =
             Way { levels, ends: to_commit, keyed: false, exchanges, looks_left: LOOKS_AGAIN, looked: None };
         Ok(Self {
-            close: options.close,
+            close,
             ends,
-            busy: Mutex::new((0..options.threads.max(1)).collect()),
+            telling: RwLock::default(),
             way: Mutex::new(way),
             done: AtomicBool::new(false),
         })
@@ -112,19 +110,17 @@ impl UntilEnd {
         self.done.load(Ordering::Acquire)
     }
 
-    /// Whether no worker of this process has anything left to tell: what an earlier run has committed says nothing of
-    /// the ends that this one tells anew.
-    pub fn all_told(&self, worker: usize, busy: bool) -> bool {
-        let mut workers = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        match busy {
-            true => workers.insert(worker),
-            false => workers.remove(&worker),
-        };
-        workers.is_empty()
+    /// Kept while ends are told in a commit, so that nobody finds the topology done meanwhile: what an earlier run has
+    /// committed may say so, while what is told anew lies in the exchanges unread. `None`: it is done, or somebody is
+    /// looking, and nothing is told now.
+    pub fn tell(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let telling = self.telling.try_read().ok()?;
+        (!self.is_done()).then_some(telling)
     }
 
     /// Looks up what is committed, unless somebody did so just now.
     pub fn look(&self, log: &dyn Log, names: &TopicNames, now: Instant) -> Result<bool> {
+        let Ok(_nobody_tells) = self.telling.try_write() else { return Ok(self.is_done()) };
         let Ok(mut way) = self.way.try_lock() else { return Ok(self.is_done()) };
         if self.is_done() || way.looked.is_some_and(|looked| now - looked < LOOK_EVERY) {
             return Ok(self.is_done());

@@ -26,6 +26,7 @@ use super::recovery::Task;
 use super::run::{Shared, TRANSACTION_TIMEOUT};
 use super::slot::Slot;
 use super::start::StartStep;
+use super::until_end::UntilEnd;
 use super::versions::VersionStart;
 use super::{EngineError, Outputs, Result};
 
@@ -186,7 +187,7 @@ impl Worker {
         };
         // A crashed member's offsets may have to be waited for, longer than an open transaction lives.
         let busy = self.fence.is_none() || self.epoch.is_some() || self.slots.iter().any(is_before);
-        if until_end.is_done() || !until_end.all_told(self.index, busy) {
+        if until_end.is_done() || busy {
             return Ok(until_end.is_done());
         }
         until_end.look(&*self.shared.log, &self.shared.names, self.shared.machine.now())
@@ -349,11 +350,13 @@ impl Worker {
     fn try_commit(&mut self) -> Result<(), Failure> {
         let began = self.shared.machine.now();
         let mut offsets = Vec::new();
-        let until_end = self.shared.until_end.as_ref();
+        let shared = Arc::clone(&self.shared);
+        let until_end = shared.until_end.as_ref();
+        let telling = until_end.and_then(UntilEnd::tell);
         for (partition, slot) in &mut self.slots {
             slot.flush(&mut self.outputs)?;
             let at_end = until_end.is_some_and(|until_end| slot.at_end(partition, until_end));
-            let told_now = at_end && !slot.ended_told;
+            let told_now = at_end && !slot.ended_told && telling.is_some();
             let told = self.outputs.watermark.is_some() || self.outputs.idle;
             let dirty = slot.is_dirty() || told_now || told;
             slot.publisher.publish(&mut self.outputs, &mut *self.member)?;

@@ -21,6 +21,7 @@ pub(crate) mod process;
 mod rules;
 #[cfg(feature = "planted-faults")]
 pub(crate) mod scene;
+pub(crate) mod settings;
 pub(crate) mod world;
 
 use std::sync::Arc;
@@ -28,7 +29,8 @@ use std::time::Duration;
 
 use feed::{Happening, Topology};
 use outcome::Outcome;
-use world::{Settings, World};
+use settings::Settings;
+use world::World;
 
 use crate::log::memory::{Dice, Faults};
 use crate::log::{Log, TopicSpec};

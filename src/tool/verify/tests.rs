@@ -8,7 +8,7 @@ use super::{Difference, VerifyOptions, VerifyReport, ViewReport, verify};
 use crate::engine::simulation::member::ProcessLog;
 use crate::engine::simulation::process::Process;
 use crate::engine::simulation::scene::{NEVER, Scene, equal, only_with_the_rule};
-use crate::engine::simulation::world::Settings;
+use crate::engine::simulation::settings::Settings;
 use crate::engine::{ExpiredWindow, Meta, Progress};
 use crate::log::{Log, Outgoing, Transactor};
 use crate::planted::Fault;

@@ -13,7 +13,7 @@ use crate::engine::TopicNames;
 use crate::engine::simulation::outcome::Outcome;
 use crate::engine::simulation::process::Process;
 use crate::engine::simulation::scene::{NEVER, Scene, equal, only_with_the_rule, values};
-use crate::engine::simulation::world::Settings;
+use crate::engine::simulation::settings::Settings;
 use crate::planted::Fault;
 
 const EXCHANGE: &str = "ruled.exchange.minutely";

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::engine::simulation::outcome::read;
 use crate::engine::simulation::process::Process;
 use crate::engine::simulation::scene::{NEVER, Scene, equal, only_with_the_rule, values};
-use crate::engine::simulation::world::Settings;
+use crate::engine::simulation::settings::Settings;
 use crate::log::memory::Faults;
 use crate::planted::Fault;
 use crate::record::TopicPartition;

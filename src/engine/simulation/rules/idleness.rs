@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::engine::simulation::outcome::read;
 use crate::engine::simulation::scene::{Scene, equal, only_with_the_rule, values};
-use crate::engine::simulation::world::Settings;
+use crate::engine::simulation::settings::Settings;
 use crate::log::memory::Faults;
 use crate::planted::Fault;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::feed::FIRST_SECOND;
 use super::scene::{NEVER, Scene, equal, only_with_the_rule, values};
-use super::world::Settings;
+use super::settings::Settings;
 use crate::engine::TopicNames;
 use crate::log::memory::Faults;
 use crate::log::{Log, Outgoing};
