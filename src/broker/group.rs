@@ -15,7 +15,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::fault::Fault;
-use super::membership::{Member, subscribed_topics};
+use super::membership::{Member, said_bytes, subscribed_topics};
 
 /// A new group waits this long for more first members, so that they need not rebalance at once.
 const FIRST_JOIN_WAIT: Duration = Duration::from_millis(200);
@@ -65,8 +65,7 @@ pub struct Join {
 impl Join {
     /// What it says of the member.
     pub fn bytes(&self) -> usize {
-        let said: usize = self.protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum();
-        said + self.client.len() + self.instance.as_ref().map_or(0, String::len)
+        said_bytes(&self.protocols, &self.client, self.instance.as_deref())
     }
 }
 

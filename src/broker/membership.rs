@@ -50,8 +50,7 @@ impl Member {
 
     /// What is kept of what it said, and its assignment.
     pub fn bytes(&self) -> usize {
-        let said: usize = self.protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum();
-        said + self.client.len() + self.instance.as_ref().map_or(0, String::len) + self.assignment.len()
+        said_bytes(&self.protocols, &self.client, self.instance.as_deref()) + self.assignment.len()
     }
 
     pub fn speaks(&self, protocol: &str) -> bool {
@@ -95,6 +94,12 @@ impl Member {
             || self.sync.as_ref().is_some_and(|answer| !answer.is_closed());
         !waits && now.duration_since(self.seen) >= self.session
     }
+}
+
+/// What a member says of itself.
+pub fn said_bytes(protocols: &[(String, Bytes)], client: &str, instance: Option<&str>) -> usize {
+    let protocols: usize = protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum();
+    protocols + client.len() + instance.map_or(0, str::len)
 }
 
 /// The topics of a consumer's subscription (version, then an array of names); `None` if it is not one.

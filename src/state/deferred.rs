@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::layer::Layer;
-use super::{Change, Result, Store, Visitor, scan_bounds};
+use super::{Change, Result, Store, Visitor, copy_after, scan_bounds};
 
 pub struct DeferredStore {
     inner: Box<dyn Store>,
@@ -158,7 +158,7 @@ impl Store for DeferredStore {
                     return Ok(());
                 }
                 Phase::Loaded { rows, offset: at, copy } => {
-                    let copy = copy.clone().filter(|_| changes.is_empty() && *at == offset);
+                    let copy = copy_after(copy.clone(), Some(*at), changes, offset);
                     Some((Arc::clone(rows), copy))
                 }
                 Phase::Filling(_) | Phase::Written => {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::{Change, Result, Store, Visitor, debug_assert_ascending, scan_bounds};
+use super::{Change, Result, Store, Visitor, copy_after, debug_assert_ascending, scan_bounds};
 
 /// Rows visited under one lock: a visitor may call back into the store.
 const ROWS_PER_PAGE: usize = 256;
@@ -80,9 +80,7 @@ impl Store for MemoryStore {
     fn apply(&self, changes: &[Change<'_>], offset: i64) -> Result<()> {
         let mut contents = self.write();
         contents.write(changes);
-        if !changes.is_empty() || contents.offset != Some(offset) {
-            contents.copy = None;
-        }
+        contents.copy = copy_after(contents.copy.take(), contents.offset, changes, offset);
         contents.offset = Some(offset);
         Ok(())
     }

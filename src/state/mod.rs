@@ -89,6 +89,16 @@ pub trait Store: Send + Sync {
     fn check(&self) -> Result<()>;
 }
 
+/// What is left of the identity of a store's copy by a step from offset `at`: all of it if the step changes nothing.
+pub(crate) fn copy_after(
+    copy: Option<String>,
+    at: Option<i64>,
+    changes: &[Change<'_>],
+    offset: i64,
+) -> Option<String> {
+    copy.filter(|_| changes.is_empty() && at == Some(offset))
+}
+
 /// The end of the range of keys that start with `prefix`, for scans; empty (no bound) if there is none above.
 pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let kept = prefix.iter().rposition(|&byte| byte != u8::MAX).map_or(0, |last| last + 1);

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::process::Process;
 use crate::log::memory::Dice;
 use crate::planted::{Fault, planted};
-use crate::state::{Change, MemoryStore, Result, StateError, Store, Visitor};
+use crate::state::{Change, MemoryStore, Result, StateError, Store, Visitor, copy_after};
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -192,9 +192,7 @@ impl Store for DiskStore {
 
     fn apply(&self, changes: &[Change<'_>], offset: i64) -> Result<()> {
         let mut done = Record { redo: false, ..self.record().clone() };
-        if !changes.is_empty() || done.offset != Some(offset) {
-            done.copy = None;
-        }
+        done.copy = copy_after(done.copy, done.offset, changes, offset);
         done.offset = Some(offset);
         if changes.is_empty() {
             self.flush()?;

@@ -20,7 +20,9 @@ use sled::{IVec, Tree};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::super::packing::{pack, unpack};
-use super::super::{Change, Result, StateError, Store, Visitor, debug_assert_ascending, scan_bounds};
+use super::super::{
+    Change, Result, StateError, Store, Visitor, copy_after, debug_assert_ascending, scan_bounds,
+};
 use super::{Batcher, Claim, StateDir, from_sled, lock, rows_name};
 
 const VALUE_BYTES_MAX: usize = 4_000;
@@ -353,9 +355,7 @@ impl Store for SledStore {
         self.check()?;
         *step += 1;
         let mut committed = Record { step: *step, ..self.shared().record.clone() };
-        if !changes.is_empty() || committed.offset != Some(offset) {
-            committed.copy = None;
-        }
+        committed.copy = copy_after(committed.copy, committed.offset, changes, offset);
         committed.offset = Some(offset);
         if changes.is_empty() {
             // `fill` may have written rows, and they must be there before the offset is.
