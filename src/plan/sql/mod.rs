@@ -10,6 +10,7 @@ mod chain;
 mod context;
 mod depth;
 mod dialect;
+mod mistyped;
 mod refuse;
 mod tumble;
 
@@ -106,11 +107,18 @@ pub(super) fn parse(sql: &str) -> Result<Query, SqlProblem> {
 pub(super) fn resolve(query: &Query, catalog: &Catalog) -> Result<View, SqlProblem> {
     let context = context::Context::new(catalog);
     let planner = SqlToRel::new_with_options(&context, options());
-    let explain = |error: DataFusionError| explain(&error, catalog);
+    let mistyped = || mistyped::in_query(&query.statement, &context);
+    let explain = |error: DataFusionError| {
+        mistyped::unless_of_names(&error, mistyped).unwrap_or_else(|| explain(&error, catalog))
+    };
     let plan = planner.sql_statement_to_plan(query.statement.clone()).map_err(explain)?;
     let analyzed = Analyzer::new().execute_and_check(plan, context.config(), |_, _| {}).map_err(explain)?;
     let analyzed = chain::normalize(analyzed, &context).map_err(explain)?;
-    chain::view(&analyzed, catalog, &context, query.group_by)
+    chain::view(&analyzed, catalog, &context, query.group_by).map_err(|problem| match problem.line {
+        // Of values in the SQL: they are looked at last.
+        0 => mistyped().unwrap_or(problem),
+        _ => problem,
+    })
 }
 
 /// A boolean expression over one relation's columns.
@@ -135,11 +143,15 @@ pub(super) fn predicate(
     let _: ControlFlow<()> = ast::VisitMut::visit(&mut parsed, &mut Substrings);
     let catalog = Catalog::from([(name.to_string(), relation.clone())]);
     let context = context::Context::new(&catalog);
-    let explain = |error: DataFusionError| explain(&error, &catalog);
-    let schema = DFSchema::try_from_qualified_schema(name, &relation.schema).map_err(explain)?;
+    let schema = DFSchema::try_from_qualified_schema(name, &relation.schema)
+        .map_err(|error| explain(&error, &catalog))?;
+    let explain = |error: DataFusionError| {
+        mistyped::unless_of_names(&error, || mistyped::in_expression(&parsed, &schema, &context))
+            .unwrap_or_else(|| explain(&error, &catalog))
+    };
     let planner = SqlToRel::new_with_options(&context, options());
     let place = ast::Spanned::span(&parsed);
-    let expr = planner.sql_to_expr(parsed, &schema, &mut PlannerContext::new()).map_err(explain)?;
+    let expr = planner.sql_to_expr(parsed.clone(), &schema, &mut PlannerContext::new()).map_err(explain)?;
     let expr = chain::coerce(expr, &schema, &context).map_err(explain)?;
     match expr.get_type(&schema).map_err(explain)? {
         DataType::Boolean | DataType::Null => {}

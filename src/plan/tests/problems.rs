@@ -192,6 +192,43 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
             view("    select origin from departures where origin + 1 > sched_dep\n"),
         ),
         (
+            "sum of text",
+            view(
+                "    select window_start, origin, sum(carrier) as x from tumble(departures, sched_dep, interval '1 hour') group by window_start, origin\n",
+            ),
+        ),
+        (
+            "sum of conditions",
+            view(
+                "    select window_start, sum(flight > 3) as x from tumble(departures, sched_dep, interval '1 hour') group by window_start\n",
+            ),
+        ),
+        ("argument of another type", view("    select origin, upper(flight + 1) as x from departures\n")),
+        ("too many arguments", view("    select origin, abs(flight, 2) as x from departures\n")),
+        ("no interval", view("    select origin, sched_dep + interval '1 huor' as x from departures\n")),
+        ("no such type", view("    select cast(origin as int99) as x from departures\n")),
+        (
+            "text that is no number",
+            view("    select origin from departures\n    where flight between 'a' and 7\n"),
+        ),
+        (
+            "text that is no timestamp",
+            view("    select origin from departures where sched_dep > '2013-13-45'\n"),
+        ),
+        (
+            "typed text that is no timestamp",
+            view("    select origin from departures where sched_dep > timestamp '2013-13-45'\n"),
+        ),
+        ("like a number", view("    select origin from departures where origin like 3\n")),
+        ("minus text", view("    select -origin as x from departures\n")),
+        (
+            "types in a query within",
+            view(
+                "    with a as (select origin, flight from departures),\n    b as (select upper(flight) as x from a)\n    select x from b\n",
+            ),
+        ),
+        ("check with types that do not fit", vec![("dep_delay is not null", "upper(flight) = 'A'")]),
+        (
             "row key left out",
             view(
                 "    select window_start, origin, n from (select window_start, origin, carrier, count(*) as n\n    from tumble(departures, sched_dep, interval '1 hour') group by window_start, origin, carrier)\n",
