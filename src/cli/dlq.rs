@@ -1,11 +1,11 @@
 //! `headwater dlq list|show|redrive|purge`.
 
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::Global;
+use super::{Global, ask};
 use crate::plan;
 use crate::tool::dead_letters::{self, Edits, Filters, PurgeOptions, RedriveOptions};
 use crate::tool::{Result, Stop, ToolError};
@@ -173,7 +173,8 @@ impl Dlq {
                 let topology = purge.select.topology()?;
                 let options = PurgeOptions { filters: purge.select.filters()?, dry_run: purge.dry_run };
                 let cluster = global.open_cluster()?;
-                let mut confirm = |question: &str| if purge.yes { Ok(true) } else { ask(question) };
+                let help = "say so with --yes; --dry-run shows what would be deleted";
+                let mut confirm = |question: &str| if purge.yes { Ok(true) } else { ask(question, help) };
                 dead_letters::purge(&*cluster.log, &topology, &options, &mut confirm, &mut out)?;
             }
         }
@@ -210,21 +211,4 @@ impl Redrive {
         };
         Ok(RedriveOptions { filters: self.select.filters()?, rate: self.rate, dry_run: self.dry_run, edits })
     }
-}
-
-/// Asks on the terminal; where nobody sits there, `--yes` has to say it.
-fn ask(question: &str) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Err(ToolError::input_with_help(
-            format!("{question} Nobody can be asked here"),
-            "say so with --yes; --dry-run shows what would be deleted",
-        ));
-    }
-    let mut stderr = std::io::stderr();
-    let mut answer = String::new();
-    write!(stderr, "{question} [y/N] ")
-        .and_then(|()| stderr.flush())
-        .and_then(|()| std::io::stdin().read_line(&mut answer))
-        .map_err(ToolError::io("cannot ask on the terminal"))?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }

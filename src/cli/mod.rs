@@ -18,7 +18,7 @@ mod test;
 mod topic;
 mod verify;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
 use crate::tool::cluster::{self, Cluster};
-use crate::tool::{Printer, Result};
+use crate::tool::{Printer, Result, ToolError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -167,6 +167,20 @@ pub fn main() -> ExitCode {
         let _ = writeln!(stderr, "help: {help}");
     }
     ExitCode::from(error.exit_code())
+}
+
+/// Asks on the terminal; where nobody sits there, an option has to say it, which `help` names.
+fn ask(question: &str, help: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(ToolError::input_with_help(format!("{question} Nobody can be asked here"), help));
+    }
+    let mut stderr = std::io::stderr();
+    let mut answer = String::new();
+    write!(stderr, "{question} [y/N] ")
+        .and_then(|()| stderr.flush())
+        .and_then(|()| std::io::stdin().read_line(&mut answer))
+        .map_err(ToolError::io("cannot ask on the terminal"))?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `headwater topic list|create|tail|produce|infer`.
+//! `headwater topic list|create|tail|produce|infer|delete`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -6,13 +6,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::Global;
+use super::{Global, ask};
 use crate::tool::topic::{
-    CreateOptions, InferOptions, ListOptions, ProduceOptions, TailOptions, create, infer, list, produce, tail,
+    CreateOptions, InferOptions, ListOptions, ProduceOptions, TailOptions, create, delete, infer, list,
+    produce, tail,
 };
 use crate::tool::{Result, Stop, StoppableInput, ToolError};
 
-/// Look into topics, create them, and put records into them
+/// Look into topics, create and delete them, and put records into them
 #[derive(Debug, Args)]
 pub struct Topic {
     #[command(subcommand)]
@@ -26,6 +27,7 @@ enum Command {
     Tail(Tail),
     Produce(Produce),
     Infer(Infer),
+    Delete(Delete),
 }
 
 /// List topics with their partitions and the offsets they hold
@@ -112,6 +114,17 @@ struct Infer {
     count: usize,
 }
 
+/// Delete a topic with all that is in it
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  headwater topic delete orders --yes")]
+struct Delete {
+    #[arg(value_name = "TOPIC")]
+    topic: String,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
 impl Topic {
     pub fn run(self, global: &Global) -> Result<()> {
         match self.command {
@@ -120,6 +133,7 @@ impl Topic {
             Command::Tail(arguments) => arguments.run(global),
             Command::Produce(arguments) => arguments.run(global),
             Command::Infer(arguments) => arguments.run(global),
+            Command::Delete(arguments) => arguments.run(global),
         }
     }
 }
@@ -195,6 +209,16 @@ impl Infer {
         let stop = Stop::on_signals()?;
         let options = InferOptions { topic: self.topic, count: self.count };
         infer(&*global.open_cluster()?.log, &options, &stop, &mut out)?;
+        out.flush()
+    }
+}
+
+impl Delete {
+    fn run(self, global: &Global) -> Result<()> {
+        let mut out = global.printer();
+        let help = "say so with --yes";
+        let mut confirm = |question: &str| if self.yes { Ok(true) } else { ask(question, help) };
+        delete(&*global.open_cluster()?.log, &self.topic, &mut confirm, &mut out)?;
         out.flush()
     }
 }

@@ -81,11 +81,23 @@ fn yaml_problem(file: &SourceFile<'_>, error: &Error) -> Problem {
         other => {
             let text = other.to_string();
             let text = plain(text.lines().next().unwrap_or_default());
-            let help = "'headwater schema' prints what stands where, 'headwater init' writes an example";
+            let help = if in_braces_after_comma(file.text, place) {
+                "between { } a comma begins the next entry: put what has commas into quotes, as in 'decimal(38,10)', or \
+                 give it a line of its own"
+            } else {
+                "'headwater schema' prints what stands where, 'headwater init' writes an example"
+            };
             (format!("the YAML does not read: {text}"), Some(help.to_string()))
         }
     };
     file.problem(place, message, help)
+}
+
+/// Whether a comma of the same line, between braces, stands before the place: it may have been meant as part of a text.
+fn in_braces_after_comma(text: &str, place: Place) -> bool {
+    let line = text.lines().nth(place.line.saturating_sub(1)).unwrap_or_default();
+    let before: String = line.chars().take(place.column.saturating_sub(1)).collect();
+    before.rsplit_once('{').is_some_and(|(_, inside)| !inside.contains('}') && inside.contains(','))
 }
 
 /// What the parser says, in a user's words; the place stands before it.

@@ -157,6 +157,24 @@ fn lag_is_watched_until_it_is_interrupted() {
 }
 
 #[test]
+fn a_topic_is_deleted_once_that_is_confirmed() {
+    let project = Project::new();
+    assert_eq!(project.run_with(&["topic", "produce", "t", "--partitions", "2"], "1\n2\n3\n").code, 0);
+    let unasked = project.run(&["topic", "delete", "t"]);
+    assert!(unasked.code == 2 && unasked.err.contains("Nobody can be asked here"), "{}", unasked.err);
+    assert_eq!(project.ok(&["topic", "tail", "t"]).lines().count(), 3);
+    let deleted = project.ok(&["topic", "delete", "t", "--yes"]);
+    assert_eq!(deleted, "deleted t with 2 partitions and 3 offsets\n");
+    let again = project.run(&["topic", "delete", "t", "--yes"]);
+    assert!(again.code == 2 && again.err.contains("there is no topic 't'"), "{}", again.err);
+    assert_eq!(project.ok(&["topic", "list", "--json"]), "");
+    let own = project.run(&["topic", "delete", "__consumer_offsets", "--yes"]);
+    assert!(own.code == 2 && own.err.contains("is the cluster's own"), "{}", own.err);
+    assert_eq!(project.run_with(&["topic", "produce", "t", "--partitions", "1"], "4\n").code, 0);
+    assert_eq!(project.ok(&["topic", "tail", "t", "--from-beginning"]), "4\n");
+}
+
+#[test]
 fn what_is_wrong_with_the_input_is_exit_code_2_and_told_once() {
     let project = Project::new();
     let cases: [(&[&str], &str); 8] = [

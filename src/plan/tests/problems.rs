@@ -28,6 +28,13 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
             "type cut by YAML",
             vec![("    columns:\n      flight: bigint", "    columns:\n      flight: decimal(10")],
         ),
+        (
+            "comma in braces",
+            vec![(
+                "    columns:\n      flight: bigint\n",
+                "    columns: {flight: decimal(38,10)}\n    columns:\n",
+            )],
+        ),
         ("event time missing", vec![("event_time: sched_dep", "event_time: sched_deb")]),
         ("event time no timestamp", vec![("event_time: sched_dep", "event_time: origin")]),
         ("bad duration", vec![("out_of_orderness: 3h", "out_of_orderness: 3 moons")]),

@@ -1,6 +1,7 @@
 //! `headwater topic …`: looking into topics and putting records into them, without any topology.
 
 mod create;
+mod delete;
 pub(super) mod envelope;
 mod infer;
 mod list;
@@ -9,6 +10,7 @@ mod scan;
 mod tail;
 
 pub use create::{CreateOptions, create};
+pub use delete::delete;
 pub use infer::{InferOptions, infer};
 pub use list::{ListOptions, list};
 pub use produce::{ProduceOptions, produce};
