@@ -204,7 +204,7 @@ impl View {
         if others.is_empty() {
             return Ok(());
         }
-        let committed = self.log.committed(&self.group, &others)?;
+        let committed = self.log.committed_so_far(&self.group, &others, Duration::ZERO)?;
         for (origin, position) in others.into_iter().zip(committed) {
             let (offset, watermark, idle) = match position {
                 None => (0, WATERMARK_MIN, false),

@@ -134,7 +134,11 @@ impl Recovery<'_> {
                 (0..self.names.count(topic)).map(|at| TopicPartition::new(Arc::clone(topic), at))
             })
             .collect();
-        if self.log.committed(&self.names.group, &partitions)?.iter().any(Option::is_some) {
+        let group = &self.names.group;
+        if self.log.committed_so_far(group, &partitions, Duration::ZERO)?.iter().any(Option::is_some)
+            // The first of all may be on its way.
+            || self.log.committed(group, &partitions)?.iter().any(Option::is_some)
+        {
             return Ok(());
         }
         Err(EngineError::OffsetsExpired {

@@ -165,7 +165,7 @@ impl UntilEnd {
         if partitions.is_empty() {
             return Ok(true);
         }
-        let committed = log.committed(&names.group, &partitions)?;
+        let committed = log.committed_so_far(&names.group, &partitions, Duration::ZERO)?;
         for ((partition, end), committed) in way.ends.iter().zip(committed) {
             let Some(committed) = committed.filter(|committed| committed.offset >= *end) else {
                 return Ok(false);

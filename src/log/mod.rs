@@ -128,7 +128,17 @@ pub trait Log: Send + Sync {
     fn written_ends(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>>;
     /// The first offset whose timestamp is at or after `timestamp_ms`; `None` past the end.
     fn offset_at(&self, partition: &TopicPartition, timestamp_ms: i64) -> Result<Option<i64>>;
+    /// What a group has committed, once it is known what becomes of every transaction that is being decided: for who
+    /// goes on from there. Of a partition that others commit all the time, ask for [`Log::committed_so_far`].
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>>;
+    /// What a group has committed by now, for who looks on. What is being decided is waited for this long, and then left
+    /// out: of members that commit all the time some transaction is being decided at any time.
+    fn committed_so_far(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+        patience: Duration,
+    ) -> Result<Vec<Option<Position>>>;
     /// Deletes the records before each offset (Kafka's DeleteRecords).
     fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()>;
 

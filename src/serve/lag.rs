@@ -24,6 +24,8 @@ use crate::record::{Micros, TopicPartition};
 use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
 
 /// How long the oldest unread records are waited for; a partition that has not answered has no log lag.
+/// A run that has ended leaves its last transaction to the brokers for a moment.
+const DECIDED_WITHIN: Duration = Duration::from_secs(1);
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 const PROBE_POLL: Duration = Duration::from_millis(50);
 
@@ -130,7 +132,7 @@ pub fn lag_at(plan: &Plan, log: &dyn Log, now_ms: i64) -> Result<LagReport> {
         }
         let asked: Vec<_> =
             (0..count).map(|number| TopicPartition::new(Arc::clone(&topic), number)).collect();
-        let committed = log.committed(&names.group, &asked)?;
+        let committed = log.committed_so_far(&names.group, &asked, DECIDED_WITHIN)?;
         for (partition, committed) in asked.into_iter().zip(committed) {
             let bounds = log.bounds(&partition)?;
             partitions.push(PartitionLag::new(plan, stage, partition, committed, bounds));

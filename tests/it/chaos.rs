@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -20,7 +19,7 @@ use crate::kill::{Dice, Seed};
 use crate::project::{Project, Running};
 use crate::support::{
     Script, assert_no_open_transaction, connect, counters, kafka_can_be_had, letters, read_topic, test_s3,
-    unique, until, within,
+    unique, within,
 };
 
 const PORT: u16 = 19192;
@@ -29,6 +28,8 @@ const MACHINES: usize = 3;
 /// Beyond the session's 10 s and the transaction's 15 s.
 const STALL: Duration = Duration::from_secs(17);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// An answer that takes longer is said.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// How long what a broker's absence has done may take to show.
 const BROKER_MISSED: Duration = Duration::from_secs(30);
 /// Of all of it.
@@ -182,16 +183,6 @@ impl Broker {
         Self { script }
     }
 
-    fn signal(&self, name: &str) {
-        let pid = std::fs::read_to_string(self.script.path("file")).unwrap();
-        assert!(Command::new("kill").args([name, pid.trim()]).status().unwrap().success());
-    }
-
-    fn kill(&self) {
-        self.signal("-KILL");
-        until("its end", || (!self.script.runs()).then_some(()));
-    }
-
     fn restart(&self) {
         let started = self.script.command(&["start"]).stdout(std::process::Stdio::null()).status().unwrap();
         assert!(started.success());
@@ -302,7 +293,12 @@ impl Scene {
     }
 
     fn read(&self) -> u64 {
-        counters(&*self.log, &format!("headwater.{}", self.stormy), &self.source).read
+        let since = Instant::now();
+        let read = counters(&*self.log, &format!("headwater.{}", self.stormy), &self.source).read;
+        if since.elapsed() > ANSWER_MAX {
+            self.say(&format!("an answer took {:.1} s", since.elapsed().as_secs_f64()));
+        }
+        read
     }
 
     /// Waits until more than this is committed: what was before the records came that it waits for.
@@ -343,7 +339,7 @@ impl Scene {
             },
             Blow::KillBroker => {
                 self.broker_away = Some(Instant::now());
-                self.broker.kill();
+                self.broker.script.kill();
                 let pause = self.random(3_000);
                 self.pass(pause);
                 self.broker.restart();
@@ -351,9 +347,9 @@ impl Scene {
             }
             Blow::StallBroker => {
                 self.broker_away = Some(Instant::now());
-                self.broker.signal("-STOP");
+                self.broker.script.signal("-STOP");
                 self.pass(STALL);
-                self.broker.signal("-CONT");
+                self.broker.script.signal("-CONT");
                 self.broker_away = Some(Instant::now());
             }
         }

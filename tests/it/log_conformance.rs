@@ -171,6 +171,10 @@ fn a_transaction_left_open_is_waited_for(broker: SocketAddr) {
         // Its offsets have come to the group by now.
         std::thread::sleep(Duration::from_secs(2));
         let since = Instant::now();
+        // Who looks on does not wait.
+        let so_far = direct.committed_so_far(&group, &partitions, Duration::from_secs(1)).unwrap();
+        assert_eq!(so_far[0].as_ref().unwrap().offset, 3);
+        assert!(since.elapsed() < Duration::from_secs(5), "it was waited for: {:?}", since.elapsed());
         let committed = direct.committed(&group, &partitions).unwrap();
         assert_eq!(committed[0].as_ref().unwrap().offset, 3);
         assert!(since.elapsed() > Duration::from_secs(10), "it was not open for long: {:?}", since.elapsed());
@@ -230,6 +234,40 @@ fn a_coordinator_that_is_not_found_fails_the_commit() {
         "{outcomes:?}"
     );
     assert_eq!(read_all(&log, &partitions[1]), ["result"]);
+}
+
+#[test]
+fn offsets_are_asked_for_again_where_the_question_for_the_coordinator_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
+    let proxy = Proxy::start(broker.address());
+    let log = KafkaLog::connect(&KafkaOptions {
+        brokers: proxy.address.to_string(),
+        properties: BTreeMap::new(),
+        client_id: "lost-question".into(),
+    })
+    .unwrap();
+    let partitions = topic(&log, "lost-question", 1);
+    let group = unique("lost-question");
+    log.commit_offsets(&group, &[(partitions[0].clone(), at(3, ""))]).unwrap();
+    for so_far in [false, true] {
+        proxy.keeps_coordinators.store(true, Ordering::SeqCst);
+        let since = Instant::now();
+        let committed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_secs(2));
+                proxy.keeps_coordinators.store(false, Ordering::SeqCst);
+            });
+            match so_far {
+                false => log.committed(&group, &partitions).unwrap(),
+                true => log.committed_so_far(&group, &partitions, Duration::ZERO).unwrap(),
+            }
+        });
+        assert_eq!(committed, [Some(at(3, ""))]);
+        assert!(since.elapsed() > Duration::from_secs(2), "nothing was lost");
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
+    }
 }
 
 /// As where a process stands still for longer than a record may be on its way. The broker is there: it may have ended the

@@ -90,6 +90,18 @@ impl Script {
         std::mem::forget(guard);
     }
 
+    /// Sends the server a signal.
+    pub fn signal(&self, name: &str) {
+        let pid = std::fs::read_to_string(self.path("file")).unwrap();
+        assert!(Command::new("kill").args([name, pid.trim()]).status().unwrap().success());
+    }
+
+    /// Ends the server without a word, and waits for its end.
+    pub fn kill(&self) {
+        self.signal("-KILL");
+        until("its end", || (!self.runs()).then_some(()));
+    }
+
     /// A path that the script's `status` names, e.g. `data`.
     pub fn path(&self, what: &str) -> PathBuf {
         let status = self.command(&["status"]).output().unwrap();
@@ -285,8 +297,9 @@ pub fn counters(log: &dyn Log, group: &str, topic: &str) -> Counters {
     let said = |error: &LogError| println!("asking for {topic}: {error}");
     let count = until("the topic", || log.partitions(topic).inspect_err(said).ok().flatten());
     let partitions: Vec<_> = (0..count).map(|number| TopicPartition::new(topic, number)).collect();
-    let positions =
-        until("the committed offsets", || log.committed(group, &partitions).inspect_err(said).ok());
+    let positions = until("the committed offsets", || {
+        log.committed_so_far(group, &partitions, Duration::from_secs(5)).inspect_err(said).ok()
+    });
     let mut sum = Counters::default();
     for (partition, position) in partitions.iter().zip(positions) {
         let Some(position) = position else { continue };

@@ -52,6 +52,15 @@ impl Log for ProcessLog {
         self.process.log_edge("asks for offsets")?;
         self.inner.committed(group, partitions)
     }
+    fn committed_so_far(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+        patience: Duration,
+    ) -> Result<Vec<Option<Position>>> {
+        self.process.log_edge("asks for offsets")?;
+        self.inner.committed_so_far(group, partitions, patience)
+    }
     fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {
         self.process.log_edge("trims")?;
         self.inner.delete_before(offsets)

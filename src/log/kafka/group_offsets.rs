@@ -25,40 +25,65 @@ const NO_ERROR: Code = Code::RD_KAFKA_RESP_ERR_NO_ERROR;
 
 /// What a group has committed, asked by a client that names the group but never joins it. The admin request for
 /// it is not used: librdkafka 2.12 aborts the process when a coordinator goes away in the middle of one.
+///
+/// `client` is told whether the one before it did not answer in time: where its question for the coordinator was lost,
+/// librdkafka asks again after a minute, and where a broker was dropped at that moment never.
 pub(super) fn committed(
-    client: &Arc<Client>,
     group: &str,
     partitions: &[TopicPartition],
+    mut client: impl FnMut(bool) -> Result<Arc<Client>>,
 ) -> Result<Vec<Option<Position>>> {
-    if partitions.is_empty() {
-        return Ok(Vec::new());
-    }
     let what = format!("committed offsets of group '{group}'");
     let deadline = Instant::now() + STABLE_OFFSETS_TIMEOUT;
+    let mut asked = client(false)?;
     loop {
-        let list = PartitionList::of(partitions)?;
-        // SAFETY: the client and the list are live.
-        let code = unsafe { sys::rd_kafka_committed(client.raw(), list.raw(), millis(REQUEST_TIMEOUT)) };
-        let entries = list.entries();
-        let failed = entries.iter().map(|entry| entry.code).find(|code| *code != NO_ERROR);
-        match if code == NO_ERROR { failed.unwrap_or(NO_ERROR) } else { code } {
-            NO_ERROR => {
-                let mut by_partition: BTreeMap<TopicPartition, Position> = BTreeMap::new();
-                for entry in entries.into_iter().filter(|entry| entry.offset >= 0) {
-                    let position = Position { offset: entry.offset, metadata: entry.metadata };
-                    by_partition.insert(entry.partition, position);
-                }
-                return Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect());
-            }
-            code if is_moving(code) && Instant::now() < deadline => std::thread::sleep(RETRY_AFTER),
+        match committed_once(&asked, partitions, REQUEST_TIMEOUT)? {
+            Ok(all) => return Ok(all),
+            Err(code) if is_moving(code) && Instant::now() < deadline => std::thread::sleep(RETRY_AFTER),
             // librdkafka asks again by itself while a transaction is being decided, and says only that time is over:
             // somebody who does not answer at all is told apart by another question.
-            Code::RD_KAFKA_RESP_ERR__TIMED_OUT if Instant::now() < deadline => {
-                Admin { client: Arc::clone(client) }.partitions(&partitions[0].topic)?;
+            Err(Code::RD_KAFKA_RESP_ERR__TIMED_OUT) if Instant::now() < deadline => {
+                Admin { client: Arc::clone(&asked) }.partitions(&partitions[0].topic)?;
+                asked = client(true)?;
             }
-            code => return Err(client.error(code, &what, "")),
+            Err(code) => return Err(asked.error(code, &what, "")),
         }
     }
+}
+
+/// The same, or `None` where it is not known within this time what becomes of a transaction.
+pub(super) fn decided_within(
+    client: &Arc<Client>,
+    partitions: &[TopicPartition],
+    patience: Duration,
+) -> Result<Option<Vec<Option<Position>>>> {
+    Ok(committed_once(client, partitions, patience)?.ok())
+}
+
+/// One question; the code is what is wrong with its answer.
+fn committed_once(
+    client: &Client,
+    partitions: &[TopicPartition],
+    timeout: Duration,
+) -> Result<std::result::Result<Vec<Option<Position>>, Code>> {
+    if partitions.is_empty() {
+        return Ok(Ok(Vec::new()));
+    }
+    let list = PartitionList::of(partitions)?;
+    // SAFETY: the client and the list are live.
+    let code = unsafe { sys::rd_kafka_committed(client.raw(), list.raw(), millis(timeout)) };
+    let entries = list.entries();
+    let failed = entries.iter().map(|entry| entry.code).find(|code| *code != NO_ERROR);
+    let code = if code == NO_ERROR { failed.unwrap_or(NO_ERROR) } else { code };
+    if code != NO_ERROR {
+        return Ok(Err(code));
+    }
+    let mut by_partition: BTreeMap<TopicPartition, Position> = BTreeMap::new();
+    for entry in entries.into_iter().filter(|entry| entry.offset >= 0) {
+        let position = Position { offset: entry.offset, metadata: entry.metadata };
+        by_partition.insert(entry.partition, position);
+    }
+    Ok(Ok(partitions.iter().map(|partition| by_partition.remove(partition)).collect()))
 }
 
 /// The group's coordinator is elsewhere, or is coming back.

@@ -57,7 +57,7 @@ pub struct KafkaLog {
     options: KafkaOptions,
     admin: Admin,
     /// Clients that name a group, to ask for its offsets.
-    groups: Mutex<HashMap<String, Arc<Client>>>,
+    groups: Mutex<HashMap<(String, Undecided), Arc<Client>>>,
 }
 
 impl KafkaLog {
@@ -69,15 +69,41 @@ impl KafkaLog {
         Ok(Self { options: options.clone(), admin, groups: Mutex::default() })
     }
 
-    fn of_group(&self, group: &str) -> Result<Arc<Client>> {
+    /// The client that asks for this group's offsets, made where there is none.
+    fn of_group(&self, group: &str, undecided: Undecided) -> Result<Arc<Client>> {
         let mut groups = client::lock(&self.groups);
-        if let Some(client) = groups.get(group) {
+        let key = (group.to_owned(), undecided);
+        if let Some(client) = groups.get(&key) {
             return Ok(Arc::clone(client));
         }
-        let configuration = consumer_configuration(&self.options, &[("group.id", group.to_owned())])?;
-        let client = Arc::new(configuration.build(Kind::Consumer, &self.options.brokers)?);
-        groups.insert(group.to_owned(), Arc::clone(&client));
+        let isolation = match undecided {
+            Undecided::Await => "read_committed",
+            Undecided::LeaveOut => "read_uncommitted",
+        };
+        let fixed = [("group.id", group.to_owned()), ("isolation.level", isolation.to_owned())];
+        let client = consumer_configuration(&self.options, &fixed)?;
+        let client = Arc::new(client.build(Kind::Consumer, &self.options.brokers)?);
+        groups.insert(key, Arc::clone(&client));
         Ok(client)
+    }
+
+    /// The next question is another client's.
+    fn forget_group(&self, group: &str, undecided: Undecided) {
+        client::lock(&self.groups).remove(&(group.to_owned(), undecided));
+    }
+
+    fn ask_committed(
+        &self,
+        group: &str,
+        undecided: Undecided,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Position>>> {
+        group_offsets::committed(group, partitions, |failed| {
+            if failed {
+                self.forget_group(group, undecided);
+            }
+            self.of_group(group, undecided)
+        })
     }
 
     fn is_secure(&self) -> bool {
@@ -112,6 +138,13 @@ impl KafkaLog {
         unsafe { sys::rd_kafka_conf_set_rebalance_cb(configuration.raw(), Some(rebalance::on_rebalance)) };
         configuration.build(Kind::Consumer, &self.options.brokers)
     }
+}
+
+/// What becomes of offsets whose transaction is being decided: librdkafka asks for stable ones by its isolation level.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Undecided {
+    Await,
+    LeaveOut,
 }
 
 /// Defaults, then the user's properties, then what the protocol rests on.
@@ -214,7 +247,21 @@ impl Log for KafkaLog {
         self.admin.offset_at(partition, timestamp_ms)
     }
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
-        group_offsets::committed(&self.of_group(group)?, group, partitions)
+        self.ask_committed(group, Undecided::Await, partitions)
+    }
+    fn committed_so_far(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+        patience: Duration,
+    ) -> Result<Vec<Option<Position>>> {
+        if !patience.is_zero()
+            && let Some(all) =
+                group_offsets::decided_within(&self.of_group(group, Undecided::Await)?, partitions, patience)?
+        {
+            return Ok(all);
+        }
+        self.ask_committed(group, Undecided::LeaveOut, partitions)
     }
     fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {
         self.admin.delete_before(offsets)

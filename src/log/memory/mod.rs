@@ -15,6 +15,7 @@ mod partition;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub use self::dice::Dice;
 pub use self::faults::Faults;
@@ -301,6 +302,16 @@ impl Log for MemoryLog {
         let mut cluster = self.cluster();
         let offsets = &cluster.group(group).offsets;
         Ok(partitions.iter().map(|partition| offsets.get(partition).cloned()).collect())
+    }
+
+    /// Transactions are decided at once here.
+    fn committed_so_far(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+        _patience: Duration,
+    ) -> Result<Vec<Option<Position>>> {
+        self.committed(group, partitions)
     }
 
     fn delete_before(&self, offsets: &[(TopicPartition, i64)]) -> Result<()> {

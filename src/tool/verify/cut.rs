@@ -19,6 +19,9 @@ use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
 const SAID_AFTER: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// A run that has ended leaves its last transaction to the brokers for a moment.
+const DECIDED_WITHIN: Duration = Duration::from_secs(2);
+
 /// What the group has committed of the sources.
 pub struct Cut {
     pub offsets: BTreeMap<TopicPartition, i64>,
@@ -46,7 +49,7 @@ impl Cut {
         for (topic, count) in TopicNames::sources(plan, log)? {
             let partitions: Vec<_> =
                 (0..count).map(|partition| TopicPartition::new(Arc::clone(&topic), partition)).collect();
-            let committed = log.committed(&names.group, &partitions)?;
+            let committed = log.committed_so_far(&names.group, &partitions, DECIDED_WITHIN)?;
             for (partition, committed) in partitions.into_iter().zip(committed) {
                 let start = log.bounds(&partition)?.start;
                 let began = meta.first_offsets.get(&*topic).and_then(|first| first.get(&partition.partition));
@@ -85,7 +88,8 @@ impl Cut {
             for (partition, end) in exchange {
                 let (began, mut said) = (Instant::now(), false);
                 loop {
-                    let committed = log.committed(&names.group, std::slice::from_ref(&partition))?;
+                    let committed =
+                        log.committed_so_far(&names.group, std::slice::from_ref(&partition), DECIDED_WITHIN)?;
                     let committed = committed.into_iter().next().flatten();
                     let offset = committed.as_ref().map_or(0, |position| position.offset);
                     let behind = records_between(log, &partition, offset, end)?;

@@ -112,64 +112,65 @@ fn a_producer_delivers_what_it_was_given() {
     assert_eq!(read_all(direct, &partitions[0]).len(), 6);
 }
 
+/// How a broker is away.
+#[derive(Clone, Copy)]
+enum Away {
+    /// For longer than its session, which lasts 9 s.
+    Stopped,
+    Killed,
+}
+
 /// The real thing: when it comes back it is fenced for some milliseconds, and names no brokers. Of many clients some ask
 /// just then.
 #[test]
 #[ignore = "takes minutes: a Kafka stands still, again and again, for longer than its session"]
 fn a_kafka_that_stood_still_is_found_again() {
-    /// A broker's session lasts 9 s.
-    const STALL: Duration = Duration::from_secs(17);
-    const PORT: u16 = 19_292;
+    a_kafka_is_found_again(Away::Stopped, 19_292);
+}
+
+#[test]
+#[ignore = "takes minutes: a Kafka is killed, again and again"]
+fn a_kafka_that_was_killed_is_found_again() {
+    a_kafka_is_found_again(Away::Killed, 19_392);
+}
+
+fn a_kafka_is_found_again(away: Away, port: u16) {
     if !kafka_can_be_had() {
         return;
     }
-    let script = Script::kafka(PORT);
+    let script = Script::kafka(port);
     script.start();
-    let address = format!("127.0.0.1:{PORT}");
+    let address = format!("127.0.0.1:{port}");
     let log = connect(&address);
-    let partition = topic(log.as_ref(), "stood-still", 1).remove(0);
-    let round = Arc::new(AtomicUsize::new(0));
-    // What each client has done last, as the round in which it began.
-    let spawn = |name: String, mut work: Box<dyn FnMut() -> bool + Send>| {
-        let (round, done) = (Arc::clone(&round), Arc::new(AtomicUsize::new(0)));
-        let shared = Arc::clone(&done);
-        std::thread::spawn(move || {
-            loop {
-                let begun = round.load(Ordering::SeqCst);
-                if work() {
-                    shared.fetch_max(begun, Ordering::SeqCst);
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        (name, done)
-    };
-    let mut clients = Vec::new();
-    for i in 0..60 {
+    let partition = topic(log.as_ref(), "away", 1).remove(0);
+    let mut crowd = Crowd::default();
+    for i in 0..40 {
         let (log, topic) = (connect(&address), partition.topic.clone());
-        clients.push(spawn(format!("questions {i}"), Box::new(move || log.partitions(&topic).is_ok())));
+        crowd.join(format!("questions {i}"), move || log.partitions(&topic).is_ok());
     }
-    for i in 0..30 {
+    for i in 0..60 {
+        let (log, group, of) = (connect(&address), unique("away"), [partition.clone()]);
+        crowd.join(format!("offsets {i}"), move || log.committed(&group, &of).is_ok());
+    }
+    for i in 0..20 {
         let mut reader = log.reader().unwrap();
         let end = log.bounds(&partition).unwrap().end;
         reader.assign(&[(partition.clone(), end)]).unwrap();
-        let read = move || reader.poll(POLL).is_ok_and(|events| !events.is_empty());
-        clients.push(spawn(format!("reader {i}"), Box::new(read)));
+        crowd.join(format!("reader {i}"), move || reader.poll(POLL).is_ok_and(|events| !events.is_empty()));
     }
     for i in 0..15 {
         let mut producer = log.producer().unwrap();
         let to = partition.clone();
-        let write = move || {
+        crowd.join(format!("producer {i}"), move || {
             producer.produce(&to, &[value("1")]).is_ok() && producer.flush(Duration::from_secs(20)).is_ok()
-        };
-        clients.push(spawn(format!("producer {i}"), Box::new(write)));
+        });
     }
-    for i in 0..30 {
-        let (log, id) = (connect(&address), unique("stood-still"));
+    for i in 0..20 {
+        let (log, id) = (connect(&address), unique("away"));
         let new = move || log.transactor(&id, Duration::from_secs(15));
         let mut transactor = new().unwrap();
         let to = partition.clone();
-        let write = move || {
+        crowd.join(format!("transactor {i}"), move || {
             let written = transactor.begin().is_ok() && transactor.produce(&to, &[value("1")]).is_ok();
             let done = written && transactor.commit().is_ok();
             // Its transaction was open for too long, so it may be fenced, and a worker would begin anew, too.
@@ -177,28 +178,116 @@ fn a_kafka_that_stood_still_is_found_again() {
                 transactor = successor;
             }
             done
-        };
-        clients.push(spawn(format!("transactor {i}"), Box::new(write)));
+        });
     }
-    for stall in 1..=5 {
-        let pid = std::fs::read_to_string(script.path("file")).unwrap();
-        let signal = |name: &str| {
-            assert!(std::process::Command::new("kill").args([name, pid.trim()]).status().unwrap().success());
-        };
-        signal("-STOP");
-        std::thread::sleep(STALL);
-        signal("-CONT");
-        round.store(stall, Ordering::SeqCst);
-        let behind = || -> Vec<&str> {
-            let behind = clients.iter().filter(|(_, done)| done.load(Ordering::SeqCst) < stall);
-            behind.map(|(name, _)| name.as_str()).collect()
-        };
+    for i in 0..20 {
+        let (log, to, group) = (connect(&address), partition.clone(), unique("away"));
+        let of = topic(log.as_ref(), "away-read", 1).remove(0);
+        let options = options(&group, &group, &of);
+        let mut member = Commuter::join(&*log, &options).unwrap();
+        crowd.join(format!("member {i}"), move || match member.commute(&to) {
+            Ok(done) => done,
+            Err(why) => {
+                println!("member {i}: {why}");
+                if let Ok(successor) = Commuter::join(&*log, &options) {
+                    member = successor;
+                }
+                false
+            }
+        });
+    }
+    for round in 1..=5 {
+        match away {
+            Away::Stopped => {
+                script.signal("-STOP");
+                std::thread::sleep(Duration::from_secs(17));
+                script.signal("-CONT");
+            }
+            Away::Killed => {
+                script.kill();
+                script.start();
+            }
+        }
+        crowd.round.store(round, Ordering::SeqCst);
         let since = Instant::now();
-        while !behind().is_empty() {
-            assert!(since.elapsed() < Duration::from_secs(60), "{:?} found nobody any more", behind());
+        let mut said = 0;
+        while !crowd.behind().is_empty() {
+            if since.elapsed().as_secs() > said {
+                said = since.elapsed().as_secs();
+                println!("{said} s: {:?}", crowd.behind());
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "{:?} found nobody any more", crowd.behind());
             std::thread::sleep(Duration::from_millis(100));
         }
-        println!("stall {stall}: all are back after {:.1} s", since.elapsed().as_secs_f64());
+        println!("round {round}: all are back after {:.1} s", since.elapsed().as_secs_f64());
     }
     script.command(&["stop"]).status().unwrap();
+}
+
+/// Clients of each kind, which do the same again and again, and what each has done last: the round in which it began.
+#[derive(Default)]
+struct Crowd {
+    round: Arc<AtomicUsize>,
+    clients: Vec<(String, Arc<AtomicUsize>)>,
+}
+
+impl Crowd {
+    /// One more client; its work says whether it was done.
+    fn join(&mut self, name: String, mut work: impl FnMut() -> bool + Send + 'static) {
+        let (round, done) = (Arc::clone(&self.round), Arc::new(AtomicUsize::new(0)));
+        self.clients.push((name, Arc::clone(&done)));
+        std::thread::spawn(move || {
+            loop {
+                let begun = round.load(Ordering::SeqCst);
+                if work() {
+                    done.fetch_max(begun, Ordering::SeqCst);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+    }
+
+    fn behind(&self) -> Vec<&str> {
+        let round = self.round.load(Ordering::SeqCst);
+        let behind = self.clients.iter().filter(|(_, done)| done.load(Ordering::SeqCst) < round);
+        behind.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// A member of a group of its own, which commits the same offset again and again.
+struct Commuter {
+    member: Box<dyn Member>,
+    fence: Option<Fence>,
+    owned: Vec<TopicPartition>,
+}
+
+impl Commuter {
+    fn join(log: &dyn Log, options: &MemberOptions) -> headwater::log::Result<Self> {
+        Ok(Self { member: log.member(options)?, fence: None, owned: Vec::new() })
+    }
+
+    /// Whether a transaction was committed.
+    fn commute(&mut self, to: &TopicPartition) -> Result<bool, String> {
+        for event in self.member.poll(POLL).map_err(|error| error.to_string())? {
+            match event {
+                Event::Assigned { partitions, fence } => {
+                    self.fence = Some(fence);
+                    for partition in partitions {
+                        self.member.start(&partition, 0).map_err(|error| error.to_string())?;
+                        self.owned.push(partition);
+                    }
+                }
+                Event::Revoked(partitions) | Event::Lost(partitions) => {
+                    self.member.release(&partitions).map_err(|error| error.to_string())?;
+                    self.owned.clear();
+                }
+                Event::Run(_) | Event::End { .. } => (),
+            }
+        }
+        let (Some(fence), [partition]) = (&self.fence, &self.owned[..]) else { return Ok(false) };
+        self.member.begin().map_err(|error| error.to_string())?;
+        self.member.produce(to, &[value("1")]).map_err(|error| error.to_string())?;
+        let committed = self.member.commit(fence, &[(partition.clone(), at(0, ""))]);
+        committed.map(|()| true).map_err(|error| format!("{error:?}"))
+    }
 }

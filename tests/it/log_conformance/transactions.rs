@@ -110,6 +110,8 @@ pub fn offsets_and_metadata_with_the_records(log: &dyn Log) {
     worker.member.begin().unwrap();
     worker.member.commit(&fence, &[(input.clone(), at(4, ""))]).unwrap();
     assert_eq!(committed(), Some(at(4, "")));
+    let so_far = log.committed_so_far(&group, &[input], FLUSH).unwrap();
+    assert_eq!(so_far, [Some(at(4, ""))]);
     assert_eq!(read_all(log, &output), ["a"]);
 }
 
