@@ -138,6 +138,12 @@ worker: {threads: 4, epoch: 1s, epoch_rows: 10_000, epoch_bytes: 8MiB, checkpoin
         let (message, _) = refusal("state:\n  budget: lots\n");
         assert_eq!(message, "c.yaml:2:11: 'lots' is not a size; write for example 64MiB, 2GiB or 500MB");
 
+        let (message, _) = refusal("state: {budget: 10}\n");
+        assert_eq!(
+            message,
+            "c.yaml:1:17: 10 bytes are too few for state; write 1MiB or more, for example 256MiB"
+        );
+
         let (message, _) = refusal("lake:\n  url: ${HEADWATER_TEST_NOT_SET}\n");
         assert!(
             message.starts_with("c.yaml:2:8: the environment variable HEADWATER_TEST_NOT_SET"),

@@ -61,7 +61,7 @@ pub struct State {
     #[serde(deserialize_with = "scalar::optional_text")]
     pub url: Option<String>,
     /// Bytes of memory for uncommitted and committed layers of state, all tasks together.
-    #[serde(deserialize_with = "scalar::size")]
+    #[serde(deserialize_with = "scalar::budget")]
     pub budget: u64,
 }
 

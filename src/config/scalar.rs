@@ -62,6 +62,17 @@ pub fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     parse_size(&text).map_err(D::Error::custom)
 }
 
+/// Bytes for state: with less than this every row would wait for the disk, and a number without a unit is bytes.
+pub fn budget<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    const LEAST: u64 = 1 << 20;
+    match size(from)? {
+        bytes if bytes < LEAST => Err(D::Error::custom(format!(
+            "{bytes} bytes are too few for state; write 1MiB or more, for example 256MiB"
+        ))),
+        bytes => Ok(bytes),
+    }
+}
+
 pub fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     let text = required(expanded(from)?, "a duration")?;
     parse_duration(&text).map_err(D::Error::custom)

@@ -227,11 +227,26 @@ pub fn visit<E: From<DeadLetterError> + From<LogError>>(
     Ok(())
 }
 
+/// `3 dead letters: 2 decode, 1 check:small`
+fn by_reason(reasons: &BTreeMap<String, u64>) -> String {
+    let total = text::count(reasons.values().sum(), "dead letter");
+    let mut by_count: Vec<_> = reasons.iter().collect();
+    by_count.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let each: Vec<_> =
+        by_count.iter().map(|(reason, count)| format!("{count} {}", text::printable(reason))).collect();
+    if each.is_empty() { total } else { format!("{total}: {}", each.join(", ")) }
+}
+
 /// One line each, and how many there are of each reason; or one JSON object a line.
 pub fn list(log: &dyn Log, topology: &str, filters: &Filters, out: &mut dyn Write, json: bool) -> Result<()> {
-    let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut reasons, mut others) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, u64>::new());
     let redriven = Redriven::read(topology, log)?;
-    visit(log, topology, filters, &mut |letter| {
+    let of_any_reason = Filters { reason: None, ..filters.clone() };
+    visit(log, topology, &of_any_reason, &mut |letter| {
+        if !filters.keeps(&letter) {
+            *others.entry(letter.reason).or_default() += 1;
+            return Ok::<_, DeadLetterError>(ControlFlow::Continue(()));
+        }
         if json {
             object(out, &Listed::new(&letter, &redriven))?;
         } else {
@@ -249,17 +264,21 @@ pub fn list(log: &dyn Log, topology: &str, filters: &Filters, out: &mut dyn Writ
             )?;
         }
         *reasons.entry(letter.reason).or_default() += 1;
-        Ok::<_, DeadLetterError>(ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(()))
     })?;
     if !json {
-        let total = text::count(reasons.values().sum(), "dead letter");
-        let mut by_reason: Vec<_> = reasons.into_iter().collect();
-        by_reason.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let each: Vec<_> =
-            by_reason.iter().map(|(reason, count)| format!("{count} {}", text::printable(reason))).collect();
-        match each.is_empty() {
-            true => writeln!(out, "{total}")?,
-            false => writeln!(out, "{total}: {}", each.join(", "))?,
+        write!(out, "{}", by_reason(&reasons))?;
+        match (&filters.reason, reasons.is_empty() && !others.is_empty()) {
+            // A reason that was misspelt has none.
+            (Some(reason), true) => {
+                writeln!(
+                    out,
+                    " of the reason {}; of others {}",
+                    text::printable(reason),
+                    by_reason(&others)
+                )?;
+            }
+            _ => writeln!(out)?,
         }
     }
     Ok(())

@@ -178,6 +178,8 @@ fn r12_a_redriven_record_counts_once_live_replayed_and_begun_anew() {
     assert_eq!(outcomes(&redriven)[&5], "redriven");
     // It dies once more: that is its second attempt.
     run(&project, "lax.yaml");
+    let misspelt = project.ok(&["dlq", "list", "shop", "--reason", "chek"]);
+    assert!(misspelt.starts_with("0 dead letters of the reason chek; of others "), "{misspelt}");
     let listed = project.ok(&["dlq", "list", "shop", "--reason", "check"]);
     assert!(listed.contains("  attempt 2  "), "{listed}");
 }

@@ -62,5 +62,5 @@ pub fn list(log: &dyn Log, options: &ListOptions, out: &mut Printer) -> Result<(
             ]
         })
         .collect();
-    out.table(&["TOPIC", "PARTITIONS", "RECORDS", "OFFSETS"], &rows)
+    out.table(&["TOPIC", "PARTITIONS", "MAX RECORDS", "OFFSETS"], &rows)
 }
