@@ -74,10 +74,8 @@ sinks:
   tens: {topic: {name: steady.tens, key: [k, window_start]}}
 ";
 
-const WAKING: &str = "
-name: waking
-grace: 10s
-retention: 10000d
+/// The source of several of them.
+const NUMBERS: &str = "
 sources:
   numbers:
     topic: numbers
@@ -85,6 +83,12 @@ sources:
     columns: {k: varchar, v: bigint, at: timestamp_s}
     event_time: at
     watermark: {out_of_orderness: 1m, idle_after: 2s}
+";
+
+const WAKING: &str = "
+name: waking
+grace: 10s
+retention: 10000d
 views:
   minutely: |
     select window_start, window_end, k, count(*) as n, sum(v) as total, min(v) as least, first(v) as first_v
@@ -132,13 +136,6 @@ const CHANGING: &str = "
 name: changing
 grace: 10s
 retention: 10000d
-sources:
-  numbers:
-    topic: numbers
-    format: json
-    columns: {k: varchar, v: bigint, at: timestamp_s}
-    event_time: at
-    watermark: {out_of_orderness: 1m, idle_after: 2s}
 views:
   minutely: |
     select window_start, window_end, k, count(*) as n, sum(v) as total, first(v) as first_v
@@ -158,13 +155,6 @@ sinks:
 const EXPIRING: &str = "
 name: expiring
 retention: 2m
-sources:
-  numbers:
-    topic: numbers
-    format: json
-    columns: {k: varchar, v: bigint, at: timestamp_s}
-    event_time: at
-    watermark: {out_of_orderness: 1m, idle_after: 2s}
 views:
   minutely: |
     select window_start, window_end, k, count(*) as n, sum(v) as total, min(v) as least
@@ -182,14 +172,14 @@ pub fn topologies() -> &'static [Topology] {
     static TOPOLOGIES: OnceLock<Vec<Topology>> = OnceLock::new();
     TOPOLOGIES.get_or_init(|| {
         let topology =
-            |text, exact, sources| Topology { plan: planned(text), exact, expires: false, sources };
-        let expiring = topology(EXPIRING, false, &[("numbers", 2)]);
+            |text: &str, exact, sources| Topology { plan: planned(text), exact, expires: false, sources };
+        let of_numbers = |text| topology(&format!("{text}{NUMBERS}"), false, &[("numbers", 2)]);
         vec![
             topology(STEADY, true, &[("numbers", 3)]),
-            topology(WAKING, false, &[("numbers", 2)]),
+            of_numbers(WAKING),
             topology(SEVERAL, false, &[("numbers", 2), ("others", 2)]),
-            topology(CHANGING, false, &[("numbers", 2)]),
-            Topology { expires: true, ..expiring },
+            of_numbers(CHANGING),
+            Topology { expires: true, ..of_numbers(EXPIRING) },
         ]
     })
 }
