@@ -62,6 +62,7 @@ pub enum Fault {
     /// R6: a stage forwards its watermark without the grace of its windows.
     GraceNotHeldBack,
     /// R7: a checkpoint is written without a journal, rows first.
+    #[cfg(test)]
     TornCheckpoint,
     /// R7: state that is over its budget waits for its checkpoint's time.
     BudgetIgnored,
