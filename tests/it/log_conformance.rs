@@ -2,6 +2,7 @@
 //!
 //! The checks share one cluster per implementation and run at once, so each uses topics and groups of its own.
 
+mod lost_answers;
 mod lost_brokers;
 mod members;
 mod proxy;
@@ -10,7 +11,6 @@ mod transactions;
 mod writing;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -24,7 +24,6 @@ use headwater::log::{
 use headwater::record::{OwnedRecord, TopicPartition};
 use tempfile::TempDir;
 
-use self::proxy::Proxy;
 use crate::support::{real_kafka, unique, until, within};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -89,12 +88,25 @@ struct Embedded {
 impl Embedded {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
-        let brokers = broker.address().to_string();
-        let options = KafkaOptions { brokers, properties: BTreeMap::new(), client_id: "conformance".into() };
-        Self { log: KafkaLog::connect(&options).unwrap(), _broker: broker, _dir: dir }
+        let broker = embedded(dir.path());
+        Self { log: connected(broker.address(), &[]), _broker: broker, _dir: dir }
     }
+}
+
+/// An embedded broker that keeps its topics there.
+fn embedded(folder: &Path) -> Broker {
+    let listen = "127.0.0.1:0".parse().unwrap();
+    Broker::start(&Options { listen, data_dir: folder.to_owned() }).unwrap()
+}
+
+fn connected(brokers: impl ToString, properties: &[(&str, &str)]) -> KafkaLog {
+    let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let options = KafkaOptions {
+        brokers: brokers.to_string(),
+        properties: properties.collect(),
+        client_id: "conformance".into(),
+    };
+    KafkaLog::connect(&options).unwrap()
 }
 
 #[test]
@@ -103,9 +115,7 @@ fn the_embedded_broker_replaces_a_member_whose_session_times_out() {
 }
 
 fn kafka() -> Option<KafkaLog> {
-    let brokers = real_kafka()?.to_owned();
-    let options = KafkaOptions { brokers, properties: BTreeMap::new(), client_id: "conformance".into() };
-    Some(KafkaLog::connect(&options).unwrap())
+    Some(connected(real_kafka()?, &[]))
 }
 
 /// The log in memory has a test of its own for this: its time is handed in.
@@ -138,206 +148,12 @@ fn an_unknown_property_is_named() {
     assert!(error.contains("no.such.thing"), "{error}");
 }
 
-/// A machine that does not come back leaves a transaction until its time is over, longer than librdkafka waits.
-fn a_transaction_left_open_is_waited_for(broker: SocketAddr) {
-    let proxy = Proxy::start(broker);
-    let log = |address: SocketAddr| {
-        let options = KafkaOptions {
-            brokers: address.to_string(),
-            properties: BTreeMap::new(),
-            client_id: "left-open".into(),
-        };
-        KafkaLog::connect(&options).unwrap()
-    };
-    let (behind, direct) = (log(proxy.address), log(broker));
-    let partitions = topic(&direct, "left-open", 2);
-    let group = unique("left-open");
-    direct.commit_offsets(&group, &[(partitions[0].clone(), at(3, ""))]).unwrap();
-    let options = MemberOptions {
-        // Kafka looks for those whose time is over every ten seconds.
-        transaction_timeout: Duration::from_secs(14),
-        ..options(&group, &group, &partitions[0])
-    };
-    let mut worker = Worker::join(&behind, &options);
-    worker.await_partitions(2);
-    worker.member.begin().unwrap();
-    worker.member.produce(&partitions[1], &[value("result")]).unwrap();
-    proxy.keeps_open.store(true, Ordering::SeqCst);
-    let fence = worker.fence.clone().unwrap();
-    std::thread::scope(|scope| {
-        let member = &mut worker.member;
-        let offsets = [(partitions[0].clone(), at(7, ""))];
-        scope.spawn(move || member.commit(&fence, &offsets).unwrap_err());
-        // Its offsets have come to the group by now.
-        std::thread::sleep(Duration::from_secs(2));
-        let since = Instant::now();
-        // Who looks on does not wait.
-        let so_far = direct.committed_so_far(&group, &partitions, Duration::from_secs(1)).unwrap();
-        assert_eq!(so_far[0].as_ref().unwrap().offset, 3);
-        assert!(since.elapsed() < Duration::from_secs(5), "it was waited for: {:?}", since.elapsed());
-        let committed = direct.committed(&group, &partitions).unwrap();
-        assert_eq!(committed[0].as_ref().unwrap().offset, 3);
-        assert!(since.elapsed() > Duration::from_secs(10), "it was not open for long: {:?}", since.elapsed());
-    });
-}
-
-#[test]
-fn the_embedded_brokers_transaction_left_open_is_waited_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let listen = "127.0.0.1:0".parse().unwrap();
-    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
-    a_transaction_left_open_is_waited_for(broker.address());
-}
-
-#[test]
-fn kafkas_transaction_left_open_is_waited_for() {
-    if let Some(address) = real_kafka() {
-        // At another machine it could not be told from the proxy.
-        if address.starts_with("127.0.0.1:") {
-            a_transaction_left_open_is_waited_for(address.parse().unwrap());
-        }
-    }
-}
-
-/// librdkafka waits for a coordinator without end. A successor goes on.
-#[test]
-fn a_coordinator_that_is_not_found_fails_the_commit() {
-    let dir = tempfile::tempdir().unwrap();
-    let listen = "127.0.0.1:0".parse().unwrap();
-    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
-    let proxy = Proxy::start(broker.address());
-    let log = KafkaLog::connect(&KafkaOptions {
-        brokers: proxy.address.to_string(),
-        properties: BTreeMap::new(),
-        client_id: "no-coordinator".into(),
-    })
-    .unwrap();
-    let partitions = topic(&log, "no-coordinator", 2);
-    let group = unique("no-coordinator");
-    let options = MemberOptions {
-        transaction_timeout: Duration::from_secs(3),
-        ..options(&group, &group, &partitions[0])
-    };
-    let mut outcomes = Vec::new();
-    for hidden in [true, false] {
-        let mut worker = Worker::join(&log, &options);
-        worker.await_partitions(2);
-        worker.member.begin().unwrap();
-        worker.member.produce(&partitions[1], &[value("result")]).unwrap();
-        proxy.keeps_coordinators.store(hidden, Ordering::SeqCst);
-        let fence = worker.fence.clone().unwrap();
-        outcomes.push(worker.member.commit(&fence, &[(partitions[0].clone(), at(7, ""))]));
-        proxy.keeps_coordinators.store(false, Ordering::SeqCst);
-    }
-    assert!(
-        matches!(&outcomes[..], [Err(CommitError::Unknown(why)), Ok(())] if why.contains(&group)),
-        "{outcomes:?}"
-    );
-    assert_eq!(read_all(&log, &partitions[1]), ["result"]);
-}
-
-#[test]
-fn offsets_are_asked_for_again_where_the_question_for_the_coordinator_was_lost() {
-    let dir = tempfile::tempdir().unwrap();
-    let listen = "127.0.0.1:0".parse().unwrap();
-    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
-    let proxy = Proxy::start(broker.address());
-    let log = KafkaLog::connect(&KafkaOptions {
-        brokers: proxy.address.to_string(),
-        properties: BTreeMap::new(),
-        client_id: "lost-question".into(),
-    })
-    .unwrap();
-    let partitions = topic(&log, "lost-question", 1);
-    let group = unique("lost-question");
-    log.commit_offsets(&group, &[(partitions[0].clone(), at(3, ""))]).unwrap();
-    for so_far in [false, true] {
-        proxy.keeps_coordinators.store(true, Ordering::SeqCst);
-        let since = Instant::now();
-        let committed = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_secs(2));
-                proxy.keeps_coordinators.store(false, Ordering::SeqCst);
-            });
-            match so_far {
-                false => log.committed(&group, &partitions).unwrap(),
-                true => log.committed_so_far(&group, &partitions, Duration::ZERO).unwrap(),
-            }
-        });
-        assert_eq!(committed, [Some(at(3, ""))]);
-        assert!(since.elapsed() > Duration::from_secs(2), "nothing was lost");
-        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
-    }
-}
-
-/// As where a process stands still for longer than a record may be on its way. The broker is there: it may have ended the
-/// transaction by itself meanwhile, and a successor goes on.
-fn records_that_time_out_end_their_transaction_only(broker: std::net::SocketAddr) {
-    let proxy = Proxy::start(broker);
-    let log = KafkaLog::connect(&KafkaOptions {
-        brokers: proxy.address.to_string(),
-        properties: BTreeMap::new(),
-        client_id: "timed-out".into(),
-    })
-    .unwrap();
-    let partitions = topic(&log, "timed-out", 2);
-    let group = unique("timed-out");
-    let options = MemberOptions {
-        transaction_timeout: Duration::from_secs(3),
-        ..options(&group, &group, &partitions[0])
-    };
-    let mut worker = Worker::join(&log, &options);
-    worker.await_partitions(2);
-    worker.member.begin().unwrap();
-    proxy.keeps_records.store(true, Ordering::SeqCst);
-    let refused = within(Duration::from_secs(60), "a record that times out", || {
-        std::thread::sleep(Duration::from_millis(50));
-        worker.member.produce(&partitions[1], &[value("lost")]).err()
-    });
-    assert!(matches!(refused, LogError::Abort(_)), "{refused:?}");
-    proxy.keeps_records.store(false, Ordering::SeqCst);
-    let aborted = worker.member.abort();
-    assert!(matches!(aborted, Ok(()) | Err(LogError::Fenced(_))), "{aborted:?}");
-    drop(worker);
-    let mut worker = Worker::join(&log, &options);
-    worker.await_partitions(2);
-    worker.member.begin().unwrap();
-    worker.member.produce(&partitions[1], &[value("result")]).unwrap();
-    let fence = worker.fence.clone().unwrap();
-    worker.member.commit(&fence, &[(partitions[0].clone(), at(7, ""))]).unwrap();
-    assert_eq!(read_all(&log, &partitions[1]), ["result"]);
-}
-
-#[test]
-fn records_that_time_out_on_their_way_to_the_embedded_broker() {
-    let dir = tempfile::tempdir().unwrap();
-    let listen = "127.0.0.1:0".parse().unwrap();
-    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
-    records_that_time_out_end_their_transaction_only(broker.address());
-}
-
-#[test]
-fn records_that_time_out_on_their_way_to_kafka() {
-    if let Some(address) = real_kafka() {
-        // At another machine it could not be told from the proxy.
-        if address.starts_with("127.0.0.1:") {
-            records_that_time_out_end_their_transaction_only(address.parse().unwrap());
-        }
-    }
-}
-
 /// What a broker's disk does not give back as it was written, librdkafka would skip.
 #[test]
 fn damaged_records_stop_a_reader_before_what_lies_behind_them() {
     let dir = tempfile::tempdir().unwrap();
-    let listen = "127.0.0.1:0".parse().unwrap();
-    let broker = Broker::start(&Options { listen, data_dir: dir.path().to_owned() }).unwrap();
-    let options = KafkaOptions {
-        brokers: broker.address().to_string(),
-        properties: [("compression.type".to_owned(), "none".to_owned())].into(),
-        client_id: "damaged".into(),
-    };
-    let log = KafkaLog::connect(&options).unwrap();
+    let broker = embedded(dir.path());
+    let log = connected(broker.address(), &[("compression.type", "none")]);
     let partition = topic(&log, "damaged", 1).remove(0);
     let mut producer = log.producer().unwrap();
     for text in ["first", "second", "third"] {

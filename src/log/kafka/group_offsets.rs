@@ -21,6 +21,11 @@ const STABLE_OFFSETS_TIMEOUT: Duration = Duration::from_secs(90);
 
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// librdkafka that waits for a coordinator sleeps until some connection comes or goes, and may miss that the coordinator
+/// was found meanwhile: so the first attempts are short, and each is twice as long as the one before.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(1);
+const LONG_ATTEMPT: Duration = Duration::from_secs(4);
+
 const NO_ERROR: Code = Code::RD_KAFKA_RESP_ERR_NO_ERROR;
 
 /// What a group has committed, asked by a client that names the group but never joins it. The admin request for
@@ -35,16 +40,19 @@ pub(super) fn committed(
 ) -> Result<Vec<Option<Position>>> {
     let what = format!("committed offsets of group '{group}'");
     let deadline = Instant::now() + STABLE_OFFSETS_TIMEOUT;
-    let mut asked = client(false)?;
+    let (mut asked, mut attempt) = (client(false)?, FIRST_ATTEMPT);
     loop {
-        match committed_once(&asked, partitions, REQUEST_TIMEOUT)? {
+        match committed_once(&asked, partitions, attempt)? {
             Ok(all) => return Ok(all),
             Err(code) if is_moving(code) && Instant::now() < deadline => std::thread::sleep(RETRY_AFTER),
             // librdkafka asks again by itself while a transaction is being decided, and says only that time is over:
             // somebody who does not answer at all is told apart by another question.
             Err(Code::RD_KAFKA_RESP_ERR__TIMED_OUT) if Instant::now() < deadline => {
-                Admin { client: Arc::clone(&asked) }.partitions(&partitions[0].topic)?;
-                asked = client(true)?;
+                if attempt >= LONG_ATTEMPT {
+                    Admin { client: Arc::clone(&asked) }.partitions(&partitions[0].topic)?;
+                    asked = client(true)?;
+                }
+                attempt = REQUEST_TIMEOUT.min(attempt * 2);
             }
             Err(code) => return Err(asked.error(code, &what, "")),
         }

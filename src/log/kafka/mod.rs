@@ -153,7 +153,10 @@ fn configuration(
     defaults: &[(&str, &str)],
     fixed: &[(&str, String)],
 ) -> Result<Configuration> {
-    let mut configuration = Configuration::new().set("client.id", &options.client_id)?;
+    let mut configuration = Configuration::new()
+        .set("client.id", &options.client_id)?
+        // By librdkafka's default a client finds a broker up to 10 s after it has come back.
+        .set("reconnect.backoff.max.ms", "1000")?;
     for (name, value) in defaults {
         configuration = configuration.set(name, value)?;
     }

@@ -7,6 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use headwater::broker::Broker;
+use headwater::log::kafka::KafkaLog;
+use tempfile::TempDir;
+
+use super::{connected, embedded};
+use crate::support::real_kafka;
+
 /// Where proxies listen, on the broker's port: 127.0.0.2 and so on, which as texts are as long as the broker's own.
 const PROXIES: std::ops::Range<u8> = 2..10;
 const PRODUCE: i16 = 0;
@@ -24,6 +31,36 @@ pub struct Proxy {
     pub keeps_records: AtomicBool,
     hides: AtomicBool,
     hidden: AtomicUsize,
+}
+
+/// A log behind a proxy, and the same without one. Fields are dropped in this order.
+pub struct Behind {
+    pub log: KafkaLog,
+    pub direct: KafkaLog,
+    pub proxy: Arc<Proxy>,
+    _embedded: Option<(Broker, TempDir)>,
+}
+
+impl Behind {
+    /// An embedded broker of its own.
+    pub fn start(properties: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = embedded(dir.path());
+        let behind = Self::of(broker.address(), properties);
+        Self { _embedded: Some((broker, dir)), ..behind }
+    }
+
+    /// The real Kafka, if it is on this machine: at another it could not be told from the proxy.
+    pub fn kafka() -> Option<Self> {
+        let address = real_kafka()?;
+        address.starts_with("127.0.0.1:").then(|| Self::of(address.parse().unwrap(), &[]))
+    }
+
+    fn of(broker: SocketAddr, properties: &[(&str, &str)]) -> Self {
+        let proxy = Proxy::start(broker);
+        let log = connected(proxy.address, properties);
+        Self { log, direct: connected(broker, properties), proxy, _embedded: None }
+    }
 }
 
 impl Proxy {
