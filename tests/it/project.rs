@@ -100,6 +100,9 @@ impl Server {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
+    }
 }
 
 impl Drop for Server {

@@ -19,6 +19,8 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that knows no broker waits for one as long as it may, so it may for a part of the time, and is given its
 /// brokers again.
 const ATTEMPT: Duration = Duration::from_secs(1);
+/// A wait that ends so long after its time was one of a process that stood still.
+const STOOD_STILL_AFTER: Duration = Duration::from_secs(1);
 /// How often a client is asked whether it knows a broker, when nothing else tells.
 pub(super) const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -65,11 +67,15 @@ impl Admin {
     fn metadata(&self, topic: Option<&str>, timeout: Duration) -> Result<Vec<TopicMetadata>> {
         let handle = topic.map(|topic| TopicHandle::new(&self.client, topic)).transpose()?;
         let asked = || handle.as_ref().map_or(Asked::All, Asked::One);
-        let deadline = Instant::now() + timeout;
-        let mut attempt = ATTEMPT;
+        let (mut deadline, mut attempt) = (Instant::now() + timeout, ATTEMPT);
+        let mut stood_still = false;
         loop {
             let rest = deadline.saturating_duration_since(Instant::now());
             match self.metadata_once(asked(), rest.min(attempt)) {
+                // The time has passed without anybody being asked. Once: it may be the machine that is this slow.
+                Err(_) if !stood_still && deadline.elapsed() > STOOD_STILL_AFTER => {
+                    (deadline, attempt, stood_still) = (Instant::now() + timeout, ATTEMPT, true);
+                }
                 Err(Code::RD_KAFKA_RESP_ERR__TRANSPORT) if rest > attempt => self.client.recall_brokers(),
                 // A broker takes its time.
                 Err(Code::RD_KAFKA_RESP_ERR__TIMED_OUT) if rest > attempt => attempt = rest,
@@ -137,8 +143,15 @@ impl Admin {
     /// Repeats a question while the partition is on its way to another leader, or a new one to its first.
     fn settled(&self, what: &str, mut ask: impl FnMut() -> Code) -> Result<()> {
         let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let mut stood_still = false;
         loop {
+            let asked = Instant::now();
             match ask() {
+                Code::RD_KAFKA_RESP_ERR__TIMED_OUT
+                    if !stood_still && asked.elapsed() > REQUEST_TIMEOUT + STOOD_STILL_AFTER =>
+                {
+                    stood_still = true;
+                }
                 code if is_moving(code) && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
                 }

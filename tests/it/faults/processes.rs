@@ -41,6 +41,26 @@ fn without_a_broker_it_says_so_within_seconds() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
+/// A machine that sleeps, or is moved: what it asked before is too old when it wakes, and the broker was there all the time.
+#[test]
+fn a_process_that_stood_still_while_it_connected_asks_again() {
+    let project = project();
+    let server = project.broker();
+    produce(&project, &server.address, &lines(0..5));
+    // It does not answer until the other stands still.
+    server.signal("-STOP");
+    let running = project.start(&["topic", "list", "--brokers", &server.address]);
+    std::thread::sleep(Duration::from_secs(2));
+    running.signal("-STOP");
+    server.signal("-CONT");
+    std::thread::sleep(Duration::from_secs(6));
+    running.signal("-CONT");
+    let (code, _) = running.wait(Duration::from_secs(30));
+    let (out, err) = project.printed();
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("in"), "{out}");
+}
+
 #[test]
 fn signals_commit_and_leave_and_a_second_process_is_turned_away() {
     let project = project();
