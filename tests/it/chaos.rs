@@ -182,11 +182,6 @@ impl Broker {
         script.start();
         Self { script }
     }
-
-    fn restart(&self) {
-        let started = self.script.command(&["start"]).stdout(std::process::Stdio::null()).status().unwrap();
-        assert!(started.success());
-    }
 }
 
 /// All that is disturbed.
@@ -342,7 +337,7 @@ impl Scene {
                 self.broker.script.kill();
                 let pause = self.random(3_000);
                 self.pass(pause);
-                self.broker.restart();
+                self.broker.script.restart();
                 self.broker_away = Some(Instant::now());
             }
             Blow::StallBroker => {

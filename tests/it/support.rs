@@ -78,8 +78,7 @@ impl Script {
         if self.runs() {
             return;
         }
-        let started = self.command(&["start"]).stdout(Stdio::null()).status().unwrap();
-        assert!(started.success(), "{} start failed", self.path);
+        self.restart();
         // Stops the server when the pipe closes, however this process ends.
         let guard = Command::new("sh")
             .args(["-c", "cat >/dev/null; exec \"$0\" stop >/dev/null", self.path])
@@ -88,6 +87,12 @@ impl Script {
             .spawn()
             .unwrap();
         std::mem::forget(guard);
+    }
+
+    /// Starts it again after [`Self::kill`]: what ends it with this process is there already.
+    pub fn restart(&self) {
+        let started = self.command(&["start"]).stdout(Stdio::null()).status().unwrap();
+        assert!(started.success(), "{} start failed", self.path);
     }
 
     /// Sends the server a signal.

@@ -24,6 +24,18 @@ const STOOD_STILL_AFTER: Duration = Duration::from_secs(1);
 /// How often a client is asked whether it knows a broker, when nothing else tells.
 pub(super) const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
+/// Asks once more where the time passed without anybody being asked. Once: it may be the machine that is this slow.
+fn unless_stood_still<T, E>(
+    limit: Duration,
+    mut ask: impl FnMut() -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let asked = Instant::now();
+    match ask() {
+        Err(_) if asked.elapsed() > limit + STOOD_STILL_AFTER => ask(),
+        outcome => outcome,
+    }
+}
+
 /// The questions, asked by one consumer that belongs to no group.
 pub(super) struct Admin {
     pub client: std::sync::Arc<Client>,
@@ -65,17 +77,17 @@ impl Admin {
     }
 
     fn metadata(&self, topic: Option<&str>, timeout: Duration) -> Result<Vec<TopicMetadata>> {
+        unless_stood_still(timeout, || self.metadata_within(topic, timeout))
+    }
+
+    fn metadata_within(&self, topic: Option<&str>, timeout: Duration) -> Result<Vec<TopicMetadata>> {
         let handle = topic.map(|topic| TopicHandle::new(&self.client, topic)).transpose()?;
         let asked = || handle.as_ref().map_or(Asked::All, Asked::One);
-        let (mut deadline, mut attempt) = (Instant::now() + timeout, ATTEMPT);
-        let mut stood_still = false;
+        let deadline = Instant::now() + timeout;
+        let mut attempt = ATTEMPT;
         loop {
             let rest = deadline.saturating_duration_since(Instant::now());
             match self.metadata_once(asked(), rest.min(attempt)) {
-                // The time has passed without anybody being asked. Once: it may be the machine that is this slow.
-                Err(_) if !stood_still && deadline.elapsed() > STOOD_STILL_AFTER => {
-                    (deadline, attempt, stood_still) = (Instant::now() + timeout, ATTEMPT, true);
-                }
                 Err(Code::RD_KAFKA_RESP_ERR__TRANSPORT) if rest > attempt => self.client.recall_brokers(),
                 // A broker takes its time.
                 Err(Code::RD_KAFKA_RESP_ERR__TIMED_OUT) if rest > attempt => attempt = rest,
@@ -143,19 +155,16 @@ impl Admin {
     /// Repeats a question while the partition is on its way to another leader, or a new one to its first.
     fn settled(&self, what: &str, mut ask: impl FnMut() -> Code) -> Result<()> {
         let deadline = Instant::now() + REQUEST_TIMEOUT;
-        let mut stood_still = false;
+        let mut once = || match ask() {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            code => Err(code),
+        };
         loop {
-            let asked = Instant::now();
-            match ask() {
-                Code::RD_KAFKA_RESP_ERR__TIMED_OUT
-                    if !stood_still && asked.elapsed() > REQUEST_TIMEOUT + STOOD_STILL_AFTER =>
-                {
-                    stood_still = true;
-                }
-                code if is_moving(code) && Instant::now() < deadline => {
+            match unless_stood_still(REQUEST_TIMEOUT, &mut once) {
+                Err(code) if is_moving(code) && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                code => return self.client.check(code, what),
+                outcome => return outcome.map_err(|code| self.client.error(code, what, "")),
             }
         }
     }

@@ -34,17 +34,11 @@ pub(super) fn unless_of_names(
 pub(super) fn in_query(statement: &Statement, context: &Context<'_>) -> Option<SqlProblem> {
     let Statement::Query(outermost) = statement else { return None };
     let mut search = Queries { context, with: outermost.with.as_ref(), known: 0 };
-    match statement.visit(&mut search) {
-        ControlFlow::Break(problem) => Some(problem),
-        ControlFlow::Continue(()) => None,
-    }
+    statement.visit(&mut search).break_value()
 }
 
 pub(super) fn in_expression(expr: &Expr, schema: &DFSchema, context: &Context<'_>) -> Option<SqlProblem> {
-    match expr.visit(&mut Expressions { schema, context }) {
-        ControlFlow::Break(problem) => Some(problem),
-        ControlFlow::Continue(()) => None,
-    }
+    expr.visit(&mut Expressions { schema, context }).break_value()
 }
 
 /// A column that only the SELECT names seems to be missing, too.

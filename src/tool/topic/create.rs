@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::log::{Log, TopicSpec};
+use crate::serve::text;
 use crate::tool::{Printer, Result, ToolError};
 
 #[derive(Clone, Debug)]
@@ -27,9 +28,9 @@ pub fn create(log: &dyn Log, options: &CreateOptions, out: &mut Printer) -> Resu
     name_checked(&options.topic)?;
     if let Some(partitions) = log.partitions(&options.topic)? {
         return Err(ToolError::input(format!(
-            "the topic '{}' exists already, with {partitions} partition{}",
+            "the topic '{}' exists already, with {}",
             options.topic,
-            if partitions == 1 { "" } else { "s" }
+            text::count(partitions as u64, "partition")
         )));
     }
     let spec = create_topic(log, &options.topic, options.partitions, &options.config)?;

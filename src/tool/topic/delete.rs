@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::partitions_of;
 use crate::log::Log;
 use crate::record::TopicPartition;
+use crate::serve::text;
 use crate::tool::{Printer, Result, ToolError};
 
 #[derive(Serialize)]
@@ -34,9 +35,9 @@ pub fn delete(
         offsets += bounds.end - bounds.start;
     }
     let what = format!(
-        "{topic} with {partitions} partition{} and {offsets} offset{}",
-        if partitions == 1 { "" } else { "s" },
-        if offsets == 1 { "" } else { "s" },
+        "{topic} with {} and {}",
+        text::count(partitions as u64, "partition"),
+        text::count(offsets as u64, "offset")
     );
     if !confirm(&format!("delete {what} for good?"))? {
         return out.line("nothing was deleted");

@@ -178,7 +178,7 @@ fn a_kafka_is_found_again(away: Away, port: u16) {
             }
             Away::Killed => {
                 script.kill();
-                script.start();
+                script.restart();
             }
         }
         crowd.round.store(round, Ordering::SeqCst);
