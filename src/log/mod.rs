@@ -243,6 +243,12 @@ pub enum LogError {
     /// A reader waited long for records that are there.
     #[error("nothing came from {brokers} for {seconds} s while reading {waiting}")]
     Stalled { brokers: String, seconds: u64, waiting: String },
+    /// The brokers answer, but not what a group has committed: they do not end a transaction with its offsets.
+    #[error(
+        "after {seconds} s it is not decided which offset of {partition} group '{group}' has committed: the brokers have \
+         not ended the transaction"
+    )]
+    Undecided { group: String, partition: TopicPartition, seconds: u64 },
     #[error("not authorized: {0}")]
     Denied(String),
     /// A newer producer with the same transactional id, or a newer member with the same instance id.

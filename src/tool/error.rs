@@ -82,6 +82,13 @@ impl ToolError {
             Self::Log(LogError::Stalled { .. }) | Self::Engine(EngineError::Log(LogError::Stalled { .. })) => {
                 Some("is the broker still there? The same command may be run again".to_owned())
             }
+            Self::Log(LogError::Undecided { .. })
+            | Self::Engine(EngineError::Log(LogError::Undecided { .. })) => Some(
+                "Kafka ends one whose producer is gone within its timeout of 15 s and 10 s more; one that is left after \
+                 that hangs for good. `kafka-transactions.sh find-hanging` names it: see 'A transaction that hangs' in \
+                 docs/operating.md"
+                    .to_owned(),
+            ),
             Self::Input { help, .. } | Self::Failed { help, .. } => help.clone(),
             Self::Log(_)
             | Self::Broker(_)

@@ -17,7 +17,7 @@ use crate::record::TopicPartition;
 
 /// Offsets of a transaction that is being decided are not readable; a crashed producer's is decided when its
 /// transaction timeout has passed.
-const STABLE_OFFSETS_TIMEOUT: Duration = Duration::from_secs(90);
+pub(super) const STABLE_OFFSETS_TIMEOUT: Duration = Duration::from_secs(90);
 
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 

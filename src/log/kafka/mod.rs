@@ -36,11 +36,15 @@ use self::producer::{KafkaProducer, Sender};
 use self::reader::{Consumer, KafkaReader};
 use self::transactor::KafkaTransactor;
 use crate::log::{
-    Bounds, Log, Member, MemberOptions, Position, Producer, Reader, Result, TopicInfo, TopicSpec, Transactor,
+    Bounds, Log, LogError, Member, MemberOptions, Position, Producer, Reader, Result, TopicInfo, TopicSpec,
+    Transactor,
 };
 use crate::record::TopicPartition;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Enough for an answer of a coordinator that is there.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to reach a cluster.
 #[derive(Clone, Debug, Default)]
@@ -104,6 +108,26 @@ impl KafkaLog {
             }
             self.of_group(group, undecided)
         })
+    }
+
+    /// The first partition whose offset is not decided, where the group's coordinator answers all the same.
+    fn first_undecided<'a>(
+        &self,
+        group: &str,
+        partitions: &'a [TopicPartition],
+    ) -> Result<Option<&'a TopicPartition>> {
+        let answers = |undecided, partitions: &[TopicPartition]| -> Result<bool> {
+            let client = self.of_group(group, undecided)?;
+            Ok(group_offsets::decided_within(&client, partitions, ANSWER_TIMEOUT)?.is_some())
+        };
+        if answers(Undecided::LeaveOut, partitions)? {
+            for partition in partitions {
+                if !answers(Undecided::Await, std::slice::from_ref(partition))? {
+                    return Ok(Some(partition));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn is_secure(&self) -> bool {
@@ -250,7 +274,18 @@ impl Log for KafkaLog {
         self.admin.offset_at(partition, timestamp_ms)
     }
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
-        self.ask_committed(group, Undecided::Await, partitions)
+        let failed = match self.ask_committed(group, Undecided::Await, partitions) {
+            Err(failed @ LogError::Unreachable { .. }) => failed,
+            answer => return answer,
+        };
+        match self.first_undecided(group, partitions) {
+            Ok(Some(partition)) => Err(LogError::Undecided {
+                group: group.to_owned(),
+                partition: partition.clone(),
+                seconds: group_offsets::STABLE_OFFSETS_TIMEOUT.as_secs(),
+            }),
+            _ => Err(failed),
+        }
     }
     fn committed_so_far(
         &self,

@@ -48,6 +48,33 @@ fn kafkas_transaction_left_open_is_waited_for() {
     }
 }
 
+/// As one that Kafka has lost: it is open for longer than anybody waits, who goes on from its offsets.
+#[test]
+fn a_transaction_that_is_not_ended_is_told_from_brokers_that_do_not_answer() {
+    let Behind { log: behind, direct, proxy, .. } = &Behind::start(&[]);
+    let partitions = topic(direct, "hangs", 3);
+    let group = unique("hangs");
+    let options = MemberOptions {
+        transaction_timeout: Duration::from_secs(120),
+        ..options(&group, &group, &partitions[0])
+    };
+    let mut worker = Worker::join(behind, &options);
+    worker.await_partitions(3);
+    worker.member.begin().unwrap();
+    proxy.keeps_open.store(true, Ordering::SeqCst);
+    let fence = worker.fence.clone().unwrap();
+    std::thread::scope(|scope| {
+        let member = &mut worker.member;
+        let offsets = [(partitions[1].clone(), at(7, ""))];
+        scope.spawn(move || member.commit(&fence, &offsets));
+        std::thread::sleep(Duration::from_secs(2));
+        let error = direct.committed(&group, &partitions).unwrap_err();
+        proxy.keeps_open.store(false, Ordering::SeqCst);
+        let LogError::Undecided { group: named, partition, .. } = &error else { panic!("{error}") };
+        assert_eq!((named, partition), (&group, &partitions[1]));
+    });
+}
+
 /// librdkafka waits for a coordinator without end. A successor goes on.
 #[test]
 fn a_coordinator_that_is_not_found_fails_the_commit() {
