@@ -388,7 +388,9 @@ impl Scene {
             format!("{arguments:?}\n{}{}", text(&output.stdout), text(&output.stderr))
         };
         let topic = format!("{}.per_minute", self.stormy);
-        let mut all = tool(&["list"]);
+        // Longer than a minute: none of ours lives half as long.
+        let hanging = ["find-hanging", "--broker-id", "1", "--max-transaction-timeout", "1"];
+        let mut all = tool(&["list"]) + &tool(&hanging);
         for partition in 0..self.log.partitions(&topic).unwrap().unwrap_or(0) {
             all += &tool(&["describe-producers", "--topic", &topic, "--partition", &partition.to_string()]);
         }

@@ -3,15 +3,15 @@
 //! Invariant: every question ends within [`REQUEST_TIMEOUT`] (or what its caller names); an unreachable
 //! cluster is an error that names the brokers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
 use sys::rd_kafka_admin_op_t as Operation;
 use sys::rd_kafka_resp_err_t as Code;
 
-use super::client::{Client, PartitionList, c_string, entries_of, millis, text_of};
-use super::request::{Specs, TopicHandle};
+use super::client::{Client, PartitionList, c_string, code_text, entries_of, millis, text_of};
+use super::request::{EVENT_LATE_BY, Specs, TopicHandle};
 use crate::log::{Bounds, LogError, Result, TopicInfo, TopicSpec};
 use crate::record::TopicPartition;
 
@@ -19,8 +19,13 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that knows no broker waits for one as long as it may, so it may for a part of the time, and is given its
 /// brokers again.
 const ATTEMPT: Duration = Duration::from_secs(1);
+/// Of a question that may have to be put to a partition's next leader.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(2);
+/// By then every request is over.
+const REQUEST_OVER: Duration = REQUEST_TIMEOUT.saturating_add(EVENT_LATE_BY);
 /// A wait that ends so long after its time was one of a process that stood still.
 const STOOD_STILL_AFTER: Duration = Duration::from_secs(1);
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// How often a client is asked whether it knows a broker, when nothing else tells.
 pub(super) const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -152,19 +157,35 @@ impl Admin {
         LogError::NoTopic { topic: topic.to_owned(), brokers: self.client.brokers.clone() }
     }
 
-    /// Repeats a question while the partition is on its way to another leader, or a new one to its first.
-    fn settled(&self, what: &str, mut ask: impl FnMut() -> Code) -> Result<()> {
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
-        let mut once = || match ask() {
-            Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
-            code => Err(code),
-        };
+    /// Repeats a question, which is given how long it may take, while its partitions are on their way to another leader,
+    /// or new ones to their first. It may be lost with a broker that the client drops: so the first ones are short.
+    fn settled(
+        &self,
+        what: &str,
+        partitions: &[TopicPartition],
+        mut ask: impl FnMut(Duration) -> Code,
+    ) -> Result<()> {
+        let (deadline, mut attempt) = (Instant::now() + REQUEST_TIMEOUT, FIRST_ATTEMPT);
+        let topics: BTreeSet<_> = partitions.iter().map(|partition| &partition.topic).collect();
         loop {
-            match unless_stood_still(REQUEST_TIMEOUT, &mut once) {
-                Err(code) if is_moving(code) && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(20));
+            let asked = unless_stood_still(attempt + EVENT_LATE_BY, || match ask(attempt) {
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+                code => Err(code),
+            });
+            let in_time = Instant::now() < deadline;
+            match asked {
+                Ok(()) => return Ok(()),
+                Err(code) if is_moving(code) && !in_time => {
+                    let detail = format!("{what}: no broker leads that partition ({})", code_text(code));
+                    return Err(LogError::Unreachable { brokers: self.client.brokers.clone(), detail });
                 }
-                outcome => return outcome.map_err(|code| self.client.error(code, what, "")),
+                Err(code) if is_moving(code) => std::thread::sleep(RETRY_AFTER),
+                Err(Code::RD_KAFKA_RESP_ERR__TIMED_OUT) if in_time => attempt *= 2,
+                Err(code) => return Err(self.client.error(code, what, "")),
+            }
+            // The client keeps to what it was told last, also where that was that nobody leads.
+            for topic in &topics {
+                self.partitions(topic)?;
             }
         }
     }
@@ -173,7 +194,7 @@ impl Admin {
         self.require(partition)?;
         let topic = c_string(&partition.topic)?;
         let (mut start, mut end) = (0, 0);
-        self.settled(&format!("offsets of {partition}"), || {
+        self.settled(&format!("offsets of {partition}"), std::slice::from_ref(partition), |timeout| {
             // The client is read-committed, so the high end is the last stable offset.
             // SAFETY: the client is live; both results are written before they are read.
             unsafe {
@@ -183,7 +204,7 @@ impl Admin {
                     partition.partition,
                     &mut start,
                     &mut end,
-                    millis(REQUEST_TIMEOUT),
+                    millis(timeout),
                 )
             }
         })?;
@@ -201,7 +222,7 @@ impl Admin {
         let what = "ends of partitions";
         let mut found = BTreeMap::new();
         let mut failed = None;
-        self.settled(what, || match self.ends_once(what, &list, &mut found) {
+        self.settled(what, partitions, |timeout| match self.ends_once(what, timeout, &list, &mut found) {
             Ok(code) => code,
             Err(error) => {
                 failed = Some(error);
@@ -222,13 +243,14 @@ impl Admin {
     fn ends_once(
         &self,
         what: &str,
+        timeout: Duration,
         list: &PartitionList,
         found: &mut BTreeMap<TopicPartition, i64>,
     ) -> Result<Code> {
-        let answer = self.request(
+        let answer = self.request_with_code(
             Operation::RD_KAFKA_ADMIN_OP_LISTOFFSETS,
             what,
-            REQUEST_TIMEOUT,
+            timeout,
             // SAFETY: options, list and queue are live for the call, which copies the list.
             |ask| unsafe {
                 let refused = sys::rd_kafka_AdminOptions_set_isolation_level(
@@ -238,7 +260,14 @@ impl Admin {
                 debug_assert!(refused.is_null(), "the option belongs to this request");
                 sys::rd_kafka_ListOffsets(ask.client, list.raw(), ask.options, ask.queue);
             },
-        )?;
+        );
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err((code, _)) if is_moving(code) || code == Code::RD_KAFKA_RESP_ERR__TIMED_OUT => {
+                return Ok(code);
+            }
+            Err((_, error)) => return Err(error),
+        };
         // SAFETY: the event is live and of this kind; it holds `count` results with a partition each.
         unsafe {
             let mut count = 0;
@@ -248,6 +277,10 @@ impl Admin {
                 let info = &*sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(i));
                 if info.err != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
                     return Ok(info.err);
+                }
+                // A request that failed leaves no word of it in the results, only no offset.
+                if info.offset < 0 {
+                    return Ok(Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE);
                 }
                 found.insert(TopicPartition::new(text_of(info.topic), info.partition), info.offset);
             }
@@ -261,8 +294,8 @@ impl Admin {
         let list = PartitionList::with_offsets(&[(partition.clone(), timestamp_ms.max(0))])?;
         let what = format!("offset of {partition} at {timestamp_ms} ms");
         // SAFETY: the client and the list are live.
-        self.settled(&what, || unsafe {
-            sys::rd_kafka_offsets_for_times(self.client.raw(), list.raw(), millis(REQUEST_TIMEOUT))
+        self.settled(&what, std::slice::from_ref(partition), |timeout| unsafe {
+            sys::rd_kafka_offsets_for_times(self.client.raw(), list.raw(), millis(timeout))
         })?;
         let Some(entry) = list.entries().into_iter().next() else { return Ok(None) };
         self.client.check(entry.code, &what)?;
@@ -277,19 +310,22 @@ impl Admin {
         for topic in topics {
             specs.add(topic)?;
         }
-        self.request(Operation::RD_KAFKA_ADMIN_OP_CREATETOPICS, "create topics", REQUEST_TIMEOUT, |ask| {
-            // SAFETY: the specifications are live for the call, which copies them.
-            unsafe {
-                sys::rd_kafka_CreateTopics(
-                    ask.client,
-                    specs.0.as_mut_ptr(),
-                    specs.0.len(),
-                    ask.options,
-                    ask.queue,
-                );
-            }
-        })?
-        .topic_results(
+        let mut once = || {
+            self.request(Operation::RD_KAFKA_ADMIN_OP_CREATETOPICS, "create topics", REQUEST_TIMEOUT, |ask| {
+                // SAFETY: the specifications are live for the call, which copies them.
+                unsafe {
+                    sys::rd_kafka_CreateTopics(
+                        ask.client,
+                        specs.0.as_mut_ptr(),
+                        specs.0.len(),
+                        ask.options,
+                        ask.queue,
+                    );
+                }
+            })
+        };
+        // Those that the first request has created are there by the second.
+        unless_stood_still(REQUEST_OVER, &mut once)?.topic_results(
             &self.client,
             "create topic",
             Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS,
@@ -388,15 +424,17 @@ impl Admin {
         // SAFETY: the name is copied.
         let mut resource = unsafe { sys::rd_kafka_ConfigResource_new(kind, name.as_ptr()) };
         let what = format!("configuration of '{topic}'");
-        let answer = self.request(
-            Operation::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS,
-            &what,
-            REQUEST_TIMEOUT,
-            // SAFETY: the resource is live for the call, which copies it.
-            |ask| unsafe {
-                sys::rd_kafka_DescribeConfigs(ask.client, &mut resource, 1, ask.options, ask.queue);
-            },
-        );
+        let answer = unless_stood_still(REQUEST_OVER, || {
+            self.request(
+                Operation::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS,
+                &what,
+                REQUEST_TIMEOUT,
+                // SAFETY: the resource is live for the call, which copies it.
+                |ask| unsafe {
+                    sys::rd_kafka_DescribeConfigs(ask.client, &mut resource, 1, ask.options, ask.queue);
+                },
+            )
+        });
         // SAFETY: made above, destroyed once.
         unsafe { sys::rd_kafka_ConfigResource_destroy(resource) };
         let answer = answer?;
@@ -459,7 +497,8 @@ impl Admin {
     }
 }
 
-/// The partition has no leader that answers just now, or the client knows an older one.
+/// The partition has no leader that answers just now, or the client knows an older one. librdkafka says of partitions that
+/// are there, and that nobody leads, that they are unknown, or that there is no such entry, and gives up a broker that goes.
 fn is_moving(code: Code) -> bool {
     use Code::*;
     matches!(
@@ -470,6 +509,9 @@ fn is_moving(code: Code) -> bool {
             | RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE
             | RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH
             | RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
+            | RD_KAFKA_RESP_ERR__DESTROY_BROKER
+            | RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+            | RD_KAFKA_RESP_ERR__NOENT
     )
 }
 

@@ -202,6 +202,8 @@ impl Client {
             RD_KAFKA_RESP_ERR__TRANSPORT
             | RD_KAFKA_RESP_ERR__RESOLVE
             | RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
+            // The client was told meanwhile that there is no such broker.
+            | RD_KAFKA_RESP_ERR__DESTROY_BROKER
             | RD_KAFKA_RESP_ERR__TIMED_OUT
             | RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE
             | RD_KAFKA_RESP_ERR__MSG_TIMED_OUT

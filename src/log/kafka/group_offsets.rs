@@ -99,7 +99,8 @@ fn is_moving(code: Code) -> bool {
     use Code::*;
     matches!(
         code,
-        RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT
+        RD_KAFKA_RESP_ERR__DESTROY_BROKER
+            | RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT
             | RD_KAFKA_RESP_ERR_NOT_COORDINATOR
             | RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE
             | RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS

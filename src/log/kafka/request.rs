@@ -12,6 +12,9 @@ use super::admin::Admin;
 use super::client::{Client, ErrorText, c_string, millis, text_of};
 use crate::log::{LogError, Result, TopicSpec};
 
+/// librdkafka may say so late that a request's time is over.
+pub(super) const EVENT_LATE_BY: Duration = Duration::from_secs(2);
+
 impl Admin {
     pub(super) fn request(
         &self,
@@ -43,7 +46,7 @@ impl Admin {
                 text.len(),
             );
             call(&Ask { client, options, queue });
-            let event = sys::rd_kafka_queue_poll(queue, millis(timeout + Duration::from_secs(2)));
+            let event = sys::rd_kafka_queue_poll(queue, millis(timeout + EVENT_LATE_BY));
             sys::rd_kafka_queue_destroy(queue);
             sys::rd_kafka_AdminOptions_destroy(options);
             event

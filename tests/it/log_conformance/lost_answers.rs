@@ -2,6 +2,7 @@
 
 use super::proxy::Behind;
 use super::*;
+use crate::project::Project;
 
 /// A machine that does not come back leaves a transaction until its time is over, longer than librdkafka waits.
 fn a_transaction_left_open_is_waited_for(Behind { log: behind, direct, proxy, .. }: &Behind) {
@@ -169,4 +170,22 @@ fn records_that_time_out_on_their_way_to_kafka() {
     if let Some(behind) = Behind::kafka() {
         records_that_time_out_end_their_transaction_only(&behind);
     }
+}
+
+/// A machine that sleeps, or is moved, between the request and its answer.
+#[test]
+fn topics_are_created_by_a_process_that_stood_still_meanwhile() {
+    let Behind { direct, proxy, .. } = &Behind::start(&[]);
+    let (project, topic) = (Project::new(), unique("stood-still"));
+    proxy.keeps_topics.store(true, Ordering::SeqCst);
+    let address = proxy.address.to_string();
+    let running = project.start(&["topic", "create", &topic, "--partitions", "2", "--brokers", &address]);
+    std::thread::sleep(Duration::from_secs(2));
+    running.signal("-STOP");
+    proxy.keeps_topics.store(false, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_secs(14));
+    running.signal("-CONT");
+    let (code, _) = running.wait(Duration::from_secs(30));
+    assert_eq!(code, 0, "{}", project.printed().1);
+    assert_eq!(direct.partitions(&topic).unwrap(), Some(2));
 }

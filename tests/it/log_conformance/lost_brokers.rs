@@ -30,6 +30,24 @@ fn topics_and_bounds_are_asked_for_again() {
     }
 }
 
+/// As of a topic whose only broker was fenced for a moment.
+#[test]
+fn partitions_that_nobody_leads_are_asked_for_again() {
+    let Behind { log, proxy, .. } = &Behind::start(&[]);
+    let partitions = topic(log, "nobody-leads", 1);
+    produce_numbers(log, &partitions[0], 10);
+    let meanwhile = |ask: &dyn Fn()| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| proxy.hide(|| drop(log.partitions(&partitions[0].topic))));
+            std::thread::sleep(Duration::from_millis(300));
+            ask();
+        });
+    };
+    meanwhile(&|| assert_eq!(log.bounds(&partitions[0]).unwrap().end, 10));
+    meanwhile(&|| assert_eq!(log.written_ends(&partitions).unwrap(), [10]));
+    meanwhile(&|| assert_eq!(log.offset_at(&partitions[0], 0).unwrap(), Some(0)));
+}
+
 #[test]
 fn a_reader_reads_on() {
     let Behind { log, direct, proxy, .. } = &Behind::start(&REFRESHED);

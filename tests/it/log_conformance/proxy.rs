@@ -19,6 +19,7 @@ const PROXIES: std::ops::Range<u8> = 2..10;
 const PRODUCE: i16 = 0;
 const METADATA: i16 = 3;
 const FIND_COORDINATOR: i16 = 10;
+const CREATE_TOPICS: i16 = 19;
 const END_TXN: i16 = 26;
 
 pub struct Proxy {
@@ -29,6 +30,8 @@ pub struct Proxy {
     pub keeps_coordinators: AtomicBool,
     /// … and records.
     pub keeps_records: AtomicBool,
+    /// … and topics to create.
+    pub keeps_topics: AtomicBool,
     hides: AtomicBool,
     hidden: AtomicUsize,
 }
@@ -74,6 +77,7 @@ impl Proxy {
             keeps_open: AtomicBool::new(false),
             keeps_coordinators: AtomicBool::new(false),
             keeps_records: AtomicBool::new(false),
+            keeps_topics: AtomicBool::new(false),
             hides: AtomicBool::new(false),
             hidden: AtomicUsize::new(0),
         });
@@ -100,6 +104,7 @@ impl Proxy {
                 let kept = match key {
                     END_TXN => proxy.keeps_open.load(Ordering::SeqCst),
                     PRODUCE => proxy.keeps_records.load(Ordering::SeqCst),
+                    CREATE_TOPICS => proxy.keeps_topics.load(Ordering::SeqCst),
                     FIND_COORDINATOR => proxy.keeps_coordinators.load(Ordering::SeqCst),
                     _ => false,
                 };
