@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::log::LogError;
 use crate::record::TopicPartition;
 use crate::state::StateError;
 
@@ -19,6 +20,10 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(30);
 
 /// And how often it asks: a process that was stopped in between has not waited at all.
 const HAND_OVER_TRIES: u32 = 100;
+
+/// How long brokers may be away that are asked where a partition stands: as long as those that are read from.
+const OUTAGE_MAX: Duration = Duration::from_secs(60);
+const OUTAGE_TRIES: u32 = 3;
 
 impl Worker {
     pub(super) fn adopt(&mut self, partition: TopicPartition) -> Result<()> {
@@ -37,9 +42,10 @@ impl Worker {
         };
         let (since, tries) = self.waiting.get(&partition).copied().unwrap_or((shared.machine.now(), 0));
         let recovered = match recovery.task(&partition) {
-            Err(EngineError::State(StateError::InUse { .. }))
-                if shared.since(since) < HAND_OVER_MAX || tries < HAND_OVER_TRIES =>
-            {
+            Err(error) if is_waited_for(&error, shared.since(since), tries) => {
+                if matches!(error, EngineError::Log(_)) {
+                    tracing::warn!("{partition} can't be taken over yet, which is tried again: {error}");
+                }
                 self.waiting.insert(partition, (since, tries + 1));
                 return Ok(());
             }
@@ -86,5 +92,14 @@ impl Worker {
         let shared = &self.shared;
         let committed = shared.log.committed(&shared.names.group, std::slice::from_ref(partition))?;
         Ok(committed.into_iter().flatten().any(|position| position.offset >= start))
+    }
+}
+
+/// Whether a partition that can't be taken over may be had later.
+fn is_waited_for(error: &EngineError, waited: Duration, tries: u32) -> bool {
+    match error {
+        EngineError::State(StateError::InUse { .. }) => waited < HAND_OVER_MAX || tries < HAND_OVER_TRIES,
+        EngineError::Log(LogError::Unreachable { .. }) => waited < OUTAGE_MAX || tries < OUTAGE_TRIES,
+        _ => false,
     }
 }

@@ -5,7 +5,7 @@
 mod lost_answers;
 mod lost_brokers;
 mod members;
-mod proxy;
+pub mod proxy;
 mod reading;
 mod transactions;
 mod writing;

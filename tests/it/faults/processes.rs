@@ -1,6 +1,9 @@
 //! What only a process shows: signals, exit codes, a second one of the same instance, a broker that is away.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
+use crate::log_conformance::proxy::Proxy;
 use crate::project::{Project, Running};
 use crate::support::until;
 
@@ -122,6 +125,37 @@ fn a_broker_that_comes_back_is_waited_for_with_a_warning() {
     project.ok(&["run", "faults.yaml", "--until-end", "--brokers", &brokers]);
     let verified = project.run(&["verify", "faults.yaml", "--brokers", &brokers]);
     assert_eq!(verified.code, 0, "{}{}", verified.out, verified.err);
+}
+
+/// A process is waited for that stops, and takes its partitions to one that can't ask where they stand.
+#[test]
+fn partitions_come_to_a_process_while_brokers_do_not_answer() {
+    let project = project();
+    let server = project.broker();
+    let proxy = Proxy::start(server.address.parse().unwrap());
+    let log = connect(&server.address);
+    produce(&project, &server.address, &lines(0..500));
+    let first = start(&project, &server.address);
+    await_read(&*log, 500);
+    let (brokers, config) = (proxy.address.to_string(), ["--config", "config.yaml", "--data-dir", "second"]);
+    let arguments = [&["run", "faults.yaml", "--brokers", &brokers], &config[..]].concat();
+    let mut second = project.start(&arguments);
+    let joined = || project.printed().0.matches("topology 'faults' runs").count() == 2;
+    until("the second process", || joined().then_some(()));
+    std::thread::sleep(Duration::from_secs(2));
+    proxy.keeps_bounds.store(true, Ordering::SeqCst);
+    first.signal("-TERM");
+    assert_eq!(first.wait(Duration::from_secs(30)).0, 0, "{}", project.printed().1);
+    until("a warning", || {
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(second.ended(), None, "{}", project.printed().1);
+        project.printed().1.contains("can't be taken over yet").then_some(())
+    });
+    proxy.keeps_bounds.store(false, Ordering::SeqCst);
+    produce(&project, &server.address, &lines(500..1000));
+    await_read(&*log, 1000);
+    second.signal("-TERM");
+    assert_eq!(second.wait(Duration::from_secs(30)).0, 0, "{}", project.printed().1);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::support::real_kafka;
 /// Where proxies listen, on the broker's port: 127.0.0.2 and so on, which as texts are as long as the broker's own.
 const PROXIES: std::ops::Range<u8> = 2..10;
 const PRODUCE: i16 = 0;
+const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
 const FIND_COORDINATOR: i16 = 10;
 const CREATE_TOPICS: i16 = 19;
@@ -26,12 +27,14 @@ pub struct Proxy {
     pub address: SocketAddr,
     /// Whether the ends of transactions are kept from the broker, …
     pub keeps_open: AtomicBool,
-    /// … and questions for coordinators.
+    /// … and questions for coordinators, …
     pub keeps_coordinators: AtomicBool,
-    /// … and records.
+    /// … and records, …
     pub keeps_records: AtomicBool,
-    /// … and topics to create.
+    /// … and topics to create, …
     pub keeps_topics: AtomicBool,
+    /// … and questions for what partitions hold.
+    pub keeps_bounds: AtomicBool,
     hides: AtomicBool,
     hidden: AtomicUsize,
 }
@@ -78,6 +81,7 @@ impl Proxy {
             keeps_coordinators: AtomicBool::new(false),
             keeps_records: AtomicBool::new(false),
             keeps_topics: AtomicBool::new(false),
+            keeps_bounds: AtomicBool::new(false),
             hides: AtomicBool::new(false),
             hidden: AtomicUsize::new(0),
         });
@@ -104,6 +108,7 @@ impl Proxy {
                 let kept = match key {
                     END_TXN => proxy.keeps_open.load(Ordering::SeqCst),
                     PRODUCE => proxy.keeps_records.load(Ordering::SeqCst),
+                    LIST_OFFSETS => proxy.keeps_bounds.load(Ordering::SeqCst),
                     CREATE_TOPICS => proxy.keeps_topics.load(Ordering::SeqCst),
                     FIND_COORDINATOR => proxy.keeps_coordinators.load(Ordering::SeqCst),
                     _ => false,
