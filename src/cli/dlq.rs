@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::{Global, ask};
-use crate::plan;
 use crate::tool::dead_letters::{self, Edits, Filters, PurgeOptions, RedriveOptions};
-use crate::tool::{Result, Stop, ToolError};
+use crate::tool::{Result, Stop, ToolError, topology_file};
 
 /// Dead letters, records that could not be processed: look at them, send them back, delete them
 #[derive(Debug, Args)]
@@ -118,7 +117,7 @@ impl Select {
 
     fn topology(&self) -> Result<String> {
         Ok(match self.file() {
-            Some(path) => plan::load(path)?.name.to_string(),
+            Some(path) => topology_file::load(path)?.name.to_string(),
             None => self.topology.clone(),
         })
     }
@@ -163,7 +162,7 @@ impl Dlq {
                         "which records may go back, and where to, depends on the sources and views in it",
                     ));
                 };
-                let plan = plan::load(file)?;
+                let plan = topology_file::load(file)?;
                 let options = redrive.options()?;
                 let stop = Stop::on_signals()?;
                 let cluster = global.open_cluster()?;

@@ -7,8 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Global;
-use crate::plan;
-use crate::tool::{Result, Stop, lag};
+use crate::tool::{Result, Stop, lag, topology_file};
 
 /// How far a topology is behind, partition by partition, and who holds its watermark back
 #[derive(Debug, Args)]
@@ -32,7 +31,7 @@ pub struct Lag {
 
 impl Lag {
     pub fn run(self, global: &Global) -> Result<()> {
-        let plan = plan::load(&self.file)?;
+        let plan = topology_file::load(&self.file)?;
         let cluster = global.open_cluster()?;
         let mut out = global.printer();
         match self.watch {

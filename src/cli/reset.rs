@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Global;
-use crate::plan;
 use crate::tool::reset::{self, ResetOptions, ResetTo};
-use crate::tool::{Result, run};
+use crate::tool::{Result, run, topology_file};
 
 /// Set where a topology goes on; its processes must be stopped
 #[derive(Debug, Args)]
@@ -35,7 +34,7 @@ pub struct Reset {
 
 impl Reset {
     pub fn run(self, global: &Global) -> Result<()> {
-        let plan = plan::load(&self.file)?;
+        let plan = topology_file::load(&self.file)?;
         let to = ResetTo::parse(&self.to, chrono::Utc::now().timestamp_millis())?;
         let config = global.load_config()?;
         let settings = run::options(&config, run::End::None);

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Global;
-use crate::plan;
-use crate::tool::{Result, status};
+use crate::tool::{Result, status, topology_file};
 
 /// One screen about a topology: version, sources, counters, lag, topics
 #[derive(Debug, Args)]
@@ -19,7 +18,7 @@ pub struct Status {
 
 impl Status {
     pub fn run(self, global: &Global) -> Result<()> {
-        let plan = plan::load(&self.file)?;
+        let plan = topology_file::load(&self.file)?;
         let cluster = global.open_cluster()?;
         let mut out = global.printer();
         let json = out.json();

@@ -5,9 +5,11 @@
 //! pipeline.rs           a stage's graph of operators
 //! exchange.rs           what lies in an exchange topic
 //! publish.rs            Outputs → produced records
+//! letters.rs            what dead and late letters say of themselves
 //! retraction.rs         how a topic without a key is told that a row is no longer right
 //! worker.rs             the commit protocol: one consumer, one transactional producer, its tasks
 //! assignment.rs         partitions come to a worker and go
+//! watch.rs              what a worker looks after between records
 //! slot.rs               a task of either kind in its worker
 //! start.rs              how a process came to work, and what that took
 //! checkpointing.rs      checkpoints beside the epochs
@@ -40,6 +42,7 @@ pub mod exchange;
 mod expired;
 mod ingest;
 mod keyed;
+pub mod letters;
 mod machine;
 mod meta;
 mod offsets;
@@ -59,6 +62,7 @@ mod start;
 mod topics;
 mod until_end;
 mod versions;
+mod watch;
 mod worker;
 
 pub use expired::{ExpiredWindow, ExpiredWindows};

@@ -18,6 +18,7 @@ use crate::record::{Batch, Header, Origin, TopicPartition};
 use crate::time::WATERMARK_MAX;
 
 use super::exchange::{Encoder, Partitioner, split_and_encode};
+use super::letters::{dead_headers, late_headers};
 use super::pipeline::{ExchangePort, keyed_aggregate};
 use super::retraction::RETRACTION;
 use super::topics::TopicNames;
@@ -385,32 +386,4 @@ impl Port {
 
 fn outgoing<'a>(key: Option<&'a [u8]>, value: &'a Option<Vec<u8>>, headers: &'a [Header]) -> Outgoing<'a> {
     Outgoing { key, value: value.as_deref(), headers, timestamp_ms: None }
-}
-
-/// Provenance, by the names that Kafka Connect gives it, and the stable reason.
-fn dead_headers(letter: &DeadRecord) -> Vec<Header> {
-    let attempt = letter.record.headers.iter().rev().find(|header| header.name == "headwater.attempt");
-    let attempt: u32 = attempt
-        .and_then(|header| std::str::from_utf8(header.value.as_deref()?).ok()?.parse().ok())
-        .map_or(1, |attempt: u32| attempt + 1);
-    vec![
-        Header::text("__connect.errors.topic", &*letter.source.topic),
-        Header::text("__connect.errors.partition", letter.source.partition.to_string()),
-        Header::text("__connect.errors.offset", letter.record.offset.to_string()),
-        Header::text("__connect.errors.stage", &*letter.stage),
-        Header::text("__connect.errors.exception.message", &*letter.message),
-        Header::text("headwater.reason", &*letter.reason),
-        Header::text("headwater.attempt", attempt.to_string()),
-    ]
-}
-
-fn late_headers(record: &LateRecord) -> Vec<Header> {
-    vec![
-        Header::text("headwater.source.topic", &*record.source.topic),
-        Header::text("headwater.source.partition", record.source.partition.to_string()),
-        Header::text("headwater.source.offset", record.record.offset.to_string()),
-        Header::text("headwater.views", record.views.join(",")),
-        Header::text("headwater.watermark", crate::time::iso8601(record.watermark)),
-        Header::text("headwater.reason", "late"),
-    ]
 }

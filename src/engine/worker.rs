@@ -32,8 +32,6 @@ use super::{EngineError, Outputs, Result};
 
 /// A worker that has nothing to do looks up this often.
 const POLL_MAX: Duration = Duration::from_millis(100);
-/// How long all must be quiet before a position past transaction markers is worth an epoch of its own.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// Aborts in a row that are nothing special: rebalances. From here on each is said, and followed by a pause.
 const ABORTS_NOTED: u32 = 4;
@@ -49,7 +47,7 @@ pub enum Ended {
     Rejoin(String),
 }
 
-struct Epoch {
+pub(super) struct Epoch {
     began: Instant,
     records: u64,
     bytes: u64,
@@ -66,13 +64,13 @@ pub struct Worker {
     index: usize,
     fence: Option<Fence>,
     pub(super) slots: BTreeMap<TopicPartition, Slot>,
-    /// Partitions whose state another worker of this process, which has lost them, has not let go of yet: since when,
-    /// and how often it was asked for.
+    /// Partitions that can't be taken over yet: another worker of this process, which has lost them, has not let go of
+    /// their state, or no broker answers. Since when, and how often it was tried.
     pub(super) waiting: BTreeMap<TopicPartition, (Instant, u32)>,
-    epoch: Option<Epoch>,
+    pub(super) epoch: Option<Epoch>,
     /// What was polled and is not yet handled.
     events: VecDeque<Event>,
-    last_commit: Instant,
+    pub(super) last_commit: Instant,
     /// Epochs that were aborted since the last commit.
     aborts: u32,
     outputs: Outputs,
@@ -193,22 +191,6 @@ impl Worker {
         until_end.look(&*self.shared.log, &self.shared.names, self.shared.machine.now())
     }
 
-    fn moved_past_markers(&self) -> bool {
-        self.slots.values().any(Slot::is_dirty)
-    }
-
-    /// Transaction markers behind the last record are no lag: a position past them is committed once all is
-    /// quiet. Such an epoch writes no record, so it makes no marker that would have to be passed.
-    fn watch_markers(&mut self) -> Result<()> {
-        let quiet = self.slots.values().all(|slot| slot.caught_up);
-        // A run to the end ends by such positions, so it takes no time over them.
-        let settled = self.shared.until_end.is_some() || self.shared.since(self.last_commit) > SETTLE;
-        if self.epoch.is_none() && quiet && settled && self.moved_past_markers() {
-            return self.begin();
-        }
-        Ok(())
-    }
-
     fn poll_timeout(&self) -> Duration {
         match &self.epoch {
             None => POLL_MAX.min(self.shared.settings.epoch),
@@ -293,7 +275,7 @@ impl Worker {
         }
     }
 
-    fn begin(&mut self) -> Result<()> {
+    pub(super) fn begin(&mut self) -> Result<()> {
         if self.epoch.is_none() {
             self.member.begin()?;
             let began = self.shared.machine.now();
@@ -494,65 +476,6 @@ impl Worker {
             }
         }
         Ok(None)
-    }
-
-    /// Declares origins idle that are caught up and silent for their source's `idle_after`.
-    fn watch_idle(&mut self) -> Result<()> {
-        if self.shared.until_end.is_some() {
-            return Ok(()); // an end is set: nobody waits for what comes after it
-        }
-        let mut begin = false;
-        for (partition, slot) in &mut self.slots {
-            let Task::Ingest(task) = &mut slot.task else { continue };
-            let silent = self.shared.since(slot.last_record) >= task.idle_after();
-            // One that is paused may have records that it was not given.
-            let at_end = slot.caught_up && !slot.paused;
-            if !(at_end && silent) || task.is_idle() || task.exchanges().is_empty() {
-                continue;
-            }
-            // This process may have stood still, or its reader lag behind: what is there counts, not what has come.
-            let behind = match self.shared.log.bounds(partition) {
-                Ok(bounds) => bounds.end > task.offset(),
-                Err(LogError::Unreachable { .. }) => true,
-                Err(error) => return Err(error.into()),
-            };
-            if behind && !planted(Fault::IdleUnlooked) {
-                slot.last_record = self.shared.machine.now();
-                continue;
-            }
-            task.set_idle();
-            begin = true;
-        }
-        if begin { self.begin() } else { Ok(()) }
-    }
-
-    fn watch_drift(&mut self) -> Result<()> {
-        self.shared.others.watch(&self.shared.machine);
-        for (partition, slot) in &mut self.slots {
-            let Task::Ingest(task) = &slot.task else { continue };
-            let max_drift = self.shared.plan.max_drift;
-            let now = self.shared.machine.now();
-            let paused =
-                self.shared.drift.must_pause(partition, task.watermark(), slot.caught_up, max_drift, now);
-            if paused != slot.paused {
-                let partition = std::slice::from_ref(partition);
-                match paused {
-                    true => self.member.pause(partition)?,
-                    false => self.member.resume(partition)?,
-                }
-                slot.paused = paused;
-                slot.last_record = now;
-            }
-        }
-        Ok(())
-    }
-
-    /// An end that is reached without a record to commit needs an epoch of its own to be told in.
-    fn watch_until_end(&mut self) -> Result<()> {
-        let Some(until_end) = &self.shared.until_end else { return Ok(()) };
-        let pending =
-            self.slots.iter().any(|(partition, slot)| !slot.ended_told && slot.at_end(partition, until_end));
-        if pending { self.begin() } else { Ok(()) }
     }
 
     fn finish_checkpoints(&mut self, wait: Wait) -> Result<()> {

@@ -13,7 +13,6 @@ mod sql;
 mod stages;
 mod topology;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -27,22 +26,6 @@ use crate::record::Micros;
 
 /// Of the thread that plans; only what is used of it is taken.
 const STACK_BYTES: usize = 64 << 20;
-
-/// Reads a topology file.
-pub fn load(path: &Path) -> Result<Plan, PlanError> {
-    let file_name = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, &file_name),
-        Err(error) => Err(PlanError::new(vec![Problem {
-            file: file_name,
-            line: 0,
-            column: 0,
-            source_line: String::new(),
-            message: format!("cannot read the topology: {error}"),
-            help: Some("a topology is given by its file; 'headwater init' writes an example".to_string()),
-        }])),
-    }
-}
 
 /// Reads the text of a topology; `file_name` is for messages.
 pub fn parse(text: &str, file_name: &str) -> Result<Plan, PlanError> {

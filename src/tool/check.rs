@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::plan::{self, Correction, Emit, Plan, PlanError, Problem, SinkPlan, StageInput};
 
-use super::{Printer, Result, ToolError};
+use super::{Printer, Result, ToolError, topology_file};
 
 #[derive(Serialize)]
 struct Checked<'a> {
@@ -31,7 +31,7 @@ struct Found<'a> {
 pub fn check(files: &[PathBuf], out: &mut Printer) -> Result<()> {
     let mut wrong: Vec<PlanError> = Vec::new();
     for file in files {
-        let outcome = plan::load(file);
+        let outcome = topology_file::load(file);
         if out.json() {
             out.object(&checked(file, &outcome))?;
         } else if let Ok(plan) = &outcome {

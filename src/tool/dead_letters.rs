@@ -20,6 +20,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 
 use super::ToolError;
+use crate::engine::letters::{
+    ATTEMPT, DEAD_MESSAGE, DEAD_OFFSET, DEAD_PARTITION, DEAD_STAGE, DEAD_TOPIC, REASON,
+};
 use crate::engine::{EngineError, Redriven};
 use crate::log::{Log, LogError, Span, read_spans};
 use crate::record::{Header, OwnedRecord, TopicPartition};
@@ -28,14 +31,6 @@ use crate::serve::text;
 pub use edits::Edits;
 pub use purge::{PurgeOptions, purge};
 pub use redrive::{RedriveOptions, redrive};
-
-const SOURCE_TOPIC: &str = "__connect.errors.topic";
-const SOURCE_PARTITION: &str = "__connect.errors.partition";
-const SOURCE_OFFSET: &str = "__connect.errors.offset";
-const STAGE: &str = "__connect.errors.stage";
-const MESSAGE: &str = "__connect.errors.exception.message";
-const REASON: &str = "headwater.reason";
-const ATTEMPT: &str = "headwater.attempt";
 
 pub type Result<T, E = DeadLetterError> = std::result::Result<T, E>;
 
@@ -120,8 +115,8 @@ impl DeadLetter {
             Some(String::from_utf8_lossy(found.value.as_deref()?).into_owned())
         };
         let source = || {
-            let topic = header(SOURCE_TOPIC)?;
-            let (partition, offset) = (header(SOURCE_PARTITION)?, header(SOURCE_OFFSET)?);
+            let topic = header(DEAD_TOPIC)?;
+            let (partition, offset) = (header(DEAD_PARTITION)?, header(DEAD_OFFSET)?);
             Some(Source { topic, partition: partition.parse().ok()?, offset: offset.parse().ok()? })
         };
         Self {
@@ -129,9 +124,9 @@ impl DeadLetter {
             offset: record.offset,
             timestamp_ms: record.timestamp_ms,
             source: source(),
-            stage: header(STAGE).unwrap_or_default(),
+            stage: header(DEAD_STAGE).unwrap_or_default(),
             reason: header(REASON).unwrap_or_else(|| "unknown".to_string()),
-            message: header(MESSAGE).unwrap_or_default(),
+            message: header(DEAD_MESSAGE).unwrap_or_default(),
             attempt: header(ATTEMPT).and_then(|attempt| attempt.parse().ok()).unwrap_or(1),
             key: record.key,
             value: record.value,

@@ -19,6 +19,7 @@ pub mod run;
 pub mod status;
 mod stop;
 pub mod topic;
+pub mod topology_file;
 pub mod topology_test;
 pub mod verify;
 pub mod watch;

@@ -27,7 +27,7 @@ use crate::serve::text;
 
 use super::cluster;
 use super::watch::counters;
-use super::{Printer, Stop, ToolError};
+use super::{Printer, Stop, ToolError, topology_file};
 
 const BAR_EVERY: Duration = Duration::from_millis(100);
 
@@ -73,7 +73,7 @@ pub fn replay_file(
     options: &Options,
     out: &mut Printer,
 ) -> Result<(), ToolError> {
-    let plan = crate::plan::load(file)?;
+    let plan = topology_file::load(file)?;
     let late = parse_late(&options.late)?;
     let stop = Stop::on_signals()?;
     let cluster = cluster::open(config)?;

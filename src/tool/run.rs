@@ -9,13 +9,13 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::engine::{self, Progress, RunOptions, RunReport, TaskRole};
 use crate::objects::Location;
-use crate::plan::{self, Plan, StageInput};
+use crate::plan::{Plan, StageInput};
 use crate::serve::{Server, Watched, text};
 use crate::time::WATERMARK_MIN;
 
 use super::cluster::{self, Cluster};
 use super::watch::{counters, watermark};
-use super::{Printer, Result, Stop, ToolError};
+use super::{Printer, Result, Stop, ToolError, topology_file};
 
 /// How often a run says where it is.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ struct Moment {
 
 /// Runs the topology of a file until a signal, or to the ends that its sources have now.
 pub fn run(config: &Config, file: &Path, end: End, out: &mut Printer) -> Result<()> {
-    let plan = Arc::new(plan::load(file)?);
+    let plan = Arc::new(topology_file::load(file)?);
     let stop = Stop::on_signals()?;
     let cluster = cluster::open(config)?;
     if !out.json() {

@@ -34,7 +34,7 @@ use crate::serve::text;
 use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
 
 use super::cluster;
-use super::{Printer, Stop, ToolError};
+use super::{Printer, Stop, ToolError, topology_file};
 
 use collect::Collected;
 use compare::{Live, Windows, compare};
@@ -133,7 +133,7 @@ pub fn verify_file(
     patience: Duration,
     out: &mut Printer,
 ) -> Result<(), ToolError> {
-    let plan = crate::plan::load(file)?;
+    let plan = topology_file::load(file)?;
     let stop = Stop::on_signals()?;
     let cluster = cluster::open(config)?;
     let scratch = config.data_dir.join(format!("scratch-{}", std::process::id()));

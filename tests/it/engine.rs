@@ -42,7 +42,7 @@ fn publish_flights(log: &dyn Log) -> usize {
 
 fn flights() -> Arc<Plan> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("topologies/flights/flights.yaml");
-    Arc::new(headwater::plan::load(&path).unwrap())
+    Arc::new(headwater::tool::topology_file::load(&path).unwrap())
 }
 
 #[test]

@@ -233,7 +233,7 @@ fn setting_of(topology: &str, counts: &[i64]) -> Setting {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("copies.yaml");
     std::fs::write(&path, topology).unwrap();
-    Setting { log, plan: Arc::new(headwater::plan::load(&path).unwrap()), dir }
+    Setting { log, plan: Arc::new(headwater::tool::topology_file::load(&path).unwrap()), dir }
 }
 
 impl Setting {

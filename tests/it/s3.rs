@@ -327,7 +327,9 @@ fn a_bucket_that_hangs_stops_no_epoch_and_is_caught_up_with() {
     assert_eq!(running.wait(Duration::from_secs(40)).0, 0, "{}", hanging.project.printed().1);
 
     // A machine that has nothing goes on from the copies: the exchange is trimmed, so nothing else will do.
-    let exchange = TopicNames::of(&headwater::plan::load(&hanging.project.path().join("t.yaml")).unwrap());
+    let exchange = TopicNames::of(
+        &headwater::tool::topology_file::load(&hanging.project.path().join("t.yaml")).unwrap(),
+    );
     let exchange = exchange.exchanges.into_iter().flatten().next().unwrap();
     let start = |partition| hanging.log.bounds(&TopicPartition::new(&*exchange, partition)).unwrap().start;
     assert!((0..4).any(|partition| start(partition) > 0), "nothing was trimmed");

@@ -275,14 +275,6 @@ fn messages_equal_the_golden_file() {
 }
 
 #[test]
-fn a_file_that_is_not_there() {
-    let error = load(Path::new("nowhere/flights.yaml")).unwrap_err();
-    let problem = &error.problems()[0];
-    assert_eq!((problem.line, problem.file.as_str()), (0, "nowhere/flights.yaml"));
-    assert!(error.to_string().starts_with("nowhere/flights.yaml: cannot read the topology: "), "{error}");
-}
-
-#[test]
 fn a_carriage_return_ends_a_line_with_a_line_feed_or_without() {
     let text = "name: n\r\nsources: {}\rviews: {}\r\rsinkz: {}\r\n";
     let error = parse(text, "n.yaml").unwrap_err();

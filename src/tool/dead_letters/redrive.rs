@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::edits::Edits;
-use super::{ATTEMPT, DeadLetter, Filters, MESSAGE, REASON, Source, visit};
+use super::{DeadLetter, Filters, Source, visit};
+use crate::engine::letters::{ATTEMPT, OF_DEATH};
 use crate::engine::{RedriveEntry, Redriven, TopicNames, redriven_topic};
 use crate::log::{CommitError, Log, LogError, Outgoing, Transactor};
 use crate::plan::{Plan, StageInput, Work};
@@ -230,8 +231,6 @@ impl Sending {
 
 /// A letter's headers without those that its death, or an earlier redrive, has put behind the record's own.
 fn original_headers(headers: &[Header]) -> Vec<Header> {
-    use super::{SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC, STAGE};
-    let of_death = [SOURCE_TOPIC, SOURCE_PARTITION, SOURCE_OFFSET, STAGE, MESSAGE, REASON, ATTEMPT];
     let of_redrive = [ATTEMPT, FOR_TOPOLOGY, FOR_PARTITION, FOR_OFFSET];
     let strip = |headers: &mut Vec<Header>, names: &[&str]| {
         let kept = headers.len().saturating_sub(names.len());
@@ -240,7 +239,7 @@ fn original_headers(headers: &[Header]) -> Vec<Header> {
         }
     };
     let mut headers = headers.to_vec();
-    strip(&mut headers, &of_death);
+    strip(&mut headers, &OF_DEATH);
     strip(&mut headers, &of_redrive);
     headers
 }

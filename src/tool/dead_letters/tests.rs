@@ -6,11 +6,11 @@ use crate::serve::tests::{Cluster, recent_ms};
 fn letter(offset: i64, reason: &str, message: &str) -> Vec<Header> {
     vec![
         Header::text("trace", "abc"),
-        Header::text(SOURCE_TOPIC, "orders"),
-        Header::text(SOURCE_PARTITION, "1"),
-        Header::text(SOURCE_OFFSET, offset.to_string()),
-        Header::text(STAGE, "decode"),
-        Header::text(MESSAGE, message),
+        Header::text(DEAD_TOPIC, "orders"),
+        Header::text(DEAD_PARTITION, "1"),
+        Header::text(DEAD_OFFSET, offset.to_string()),
+        Header::text(DEAD_STAGE, "decode"),
+        Header::text(DEAD_MESSAGE, message),
         Header::text(REASON, reason),
         Header::text(ATTEMPT, "1"),
     ]

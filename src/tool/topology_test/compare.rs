@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::file::DeadLetter;
+use crate::engine::letters::{DEAD_MESSAGE, DEAD_OFFSET, DEAD_PARTITION, DEAD_STAGE, DEAD_TOPIC, REASON};
 use crate::record::OwnedRecord;
 
 /// One thing that differs.
@@ -155,12 +156,12 @@ pub fn dead_letter(record: &OwnedRecord, source: impl Fn(&str) -> String) -> Val
     let header = |name: &str| header(record, name);
     let number = |name: &str| header(name).and_then(|text| text.parse::<i64>().ok());
     let mut map = Map::new();
-    map.insert("reason".to_owned(), header("headwater.reason").into());
-    map.insert("stage".to_owned(), header("__connect.errors.stage").into());
-    map.insert("message".to_owned(), header("__connect.errors.exception.message").into());
-    map.insert("source".to_owned(), header("__connect.errors.topic").map(|topic| source(&topic)).into());
-    map.insert("partition".to_owned(), number("__connect.errors.partition").into());
-    map.insert("offset".to_owned(), number("__connect.errors.offset").into());
+    map.insert("reason".to_owned(), header(REASON).into());
+    map.insert("stage".to_owned(), header(DEAD_STAGE).into());
+    map.insert("message".to_owned(), header(DEAD_MESSAGE).into());
+    map.insert("source".to_owned(), header(DEAD_TOPIC).map(|topic| source(&topic)).into());
+    map.insert("partition".to_owned(), number(DEAD_PARTITION).into());
+    map.insert("offset".to_owned(), number(DEAD_OFFSET).into());
     map.insert("value".to_owned(), value(record.value.as_deref()));
     Value::Object(map)
 }

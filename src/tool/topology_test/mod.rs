@@ -23,8 +23,9 @@ pub use file::{TestRecord, json_schema};
 use file::{Case, Loaded};
 
 use super::replay::parse_late;
-use super::{Printer, Result, ToolError};
+use super::{Printer, Result, ToolError, topology_file};
 use crate::engine::TopicNames;
+use crate::engine::letters::LATE_TOPIC;
 use crate::plan::{Late, Plan, PlanError, SourceFile, suggest};
 
 const SUFFIXES: [&str; 2] = ["_test.yaml", "_test.yml"];
@@ -108,7 +109,7 @@ fn find(path: &Path, files: &mut BTreeSet<PathBuf>) -> Result<()> {
 /// How many cases of a file passed and failed.
 fn test_file(path: &Path, scratch: &Path, out: &mut Printer) -> Result<(u64, u64)> {
     let loaded = file::load(path)?;
-    let plan = isolated(crate::plan::load(&loaded.topology())?);
+    let plan = isolated(topology_file::load(&loaded.topology())?);
     let prepared = loaded.prepare(&plan)?;
     let (mut passed, mut failed) = (0, 0);
     for (number, (case, prepared)) in loaded.file.cases.iter().zip(prepared).enumerate() {
@@ -249,7 +250,7 @@ fn differences(plan: &Plan, case: &Case, observed: &Observed) -> Vec<Difference>
         let of_source = observed
             .late
             .iter()
-            .filter(|record| header(record, "headwater.source.topic").as_deref() == Some(&*source.topic));
+            .filter(|record| header(record, LATE_TOPIC).as_deref() == Some(&*source.topic));
         let got: Vec<Value> = of_source.map(|record| value(record.value.as_deref())).collect();
         differences.extend(compare::rows(&format!("late {}", source.name), expected, got));
     }
