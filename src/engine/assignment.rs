@@ -3,7 +3,7 @@
 //! Invariant: a partition is given up only after its epoch is committed or dropped (`worker.rs` sees to that).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::log::LogError;
 use crate::record::TopicPartition;
@@ -12,6 +12,7 @@ use crate::state::StateError;
 use super::checkpointing::{Wait, finish_checkpoint, hurry};
 use super::recovery::Recovery;
 use super::slot::Slot;
+use super::start::StartStep;
 use super::worker::Worker;
 use super::{EngineError, Result};
 
@@ -24,9 +25,64 @@ const HAND_OVER_TRIES: u32 = 100;
 /// How long brokers may be away that are asked where a partition stands: as long as those that are read from.
 const OUTAGE_MAX: Duration = Duration::from_secs(60);
 const OUTAGE_TRIES: u32 = 3;
+/// Each try may take as long as a question does, and what this worker has is worked on in between.
+const OUTAGE_PAUSE: Duration = Duration::from_secs(5);
+
+/// A partition that can't be taken over yet: another worker of this process, which learns at its next poll that it has
+/// lost it, has not let go of its state; or no broker says where it stands.
+#[derive(Clone, Copy)]
+pub(super) struct Waiting {
+    since: Instant,
+    tries: u32,
+    not_before: Instant,
+}
 
 impl Worker {
-    pub(super) fn adopt(&mut self, partition: TopicPartition) -> Result<()> {
+    /// Takes partitions over. Where no broker answers for one, the others wait with it: each would be asked for as long.
+    pub(super) fn adopt(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
+        let mut partitions = partitions.into_iter();
+        while let Some(partition) = partitions.next() {
+            // A fold may take minutes; what was asked for meanwhile is to stop.
+            if self.shared.must_stop() {
+                return Ok(());
+            }
+            let error = match self.adopt_one(&partition) {
+                Ok(()) => continue,
+                Err(EngineError::Cancelled) => return Ok(()),
+                Err(error) => error,
+            };
+            let waiting = self.waited(&partition);
+            let patient = self.shared.since(waiting.since) < OUTAGE_MAX || waiting.tries < OUTAGE_TRIES;
+            if !(patient && matches!(error, EngineError::Log(LogError::Unreachable { .. }))) {
+                return Err(error);
+            }
+            tracing::warn!("{partition} can't be taken over yet, which is tried again: {error}");
+            let not_before = self.shared.machine.now() + OUTAGE_PAUSE;
+            self.waiting.insert(partition, Waiting { tries: waiting.tries + 1, not_before, ..waiting });
+            for partition in partitions.by_ref() {
+                let waiting = self.waited(&partition);
+                self.waiting.insert(partition, Waiting { not_before, ..waiting });
+            }
+        }
+        if self.waiting.is_empty() {
+            self.shared.reached(StartStep::Recovered, self.index);
+        }
+        Ok(())
+    }
+
+    /// Those that wait, and are to be tried by now.
+    pub(super) fn to_try_again(&self) -> Vec<TopicPartition> {
+        let now = self.shared.machine.now();
+        let due = self.waiting.iter().filter(|(_, waiting)| waiting.not_before <= now);
+        due.map(|(partition, _)| partition.clone()).collect()
+    }
+
+    fn waited(&self, partition: &TopicPartition) -> Waiting {
+        let now = self.shared.machine.now();
+        self.waiting.get(partition).copied().unwrap_or(Waiting { since: now, tries: 0, not_before: now })
+    }
+
+    fn adopt_one(&mut self, partition: &TopicPartition) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let recovery = Recovery {
             plan: &shared.plan,
@@ -40,37 +96,24 @@ impl Worker {
             has_run: shared.has_run,
             closing: shared.settings.until_end && shared.settings.close,
         };
-        let (since, tries) = self.waiting.get(&partition).copied().unwrap_or((shared.machine.now(), 0));
-        let recovered = match recovery.task(&partition) {
-            Err(error) if is_waited_for(&error, shared.since(since), tries) => {
-                if matches!(error, EngineError::Log(_)) {
-                    tracing::warn!("{partition} can't be taken over yet, which is tried again: {error}");
-                }
-                self.waiting.insert(partition, (since, tries + 1));
+        let waiting = self.waited(partition);
+        let recovered = match recovery.task(partition) {
+            Err(EngineError::State(StateError::InUse { .. }))
+                if shared.since(waiting.since) < HAND_OVER_MAX || waiting.tries < HAND_OVER_TRIES =>
+            {
+                self.waiting.insert(partition.clone(), Waiting { tries: waiting.tries + 1, ..waiting });
                 return Ok(());
             }
             recovered => recovered?,
         };
-        self.waiting.remove(&partition);
-        let slot = Slot::new(&shared, &partition, recovered.task, recovered.version_start)?;
-        self.member.start(&partition, slot.offset())?;
-        self.report(&partition, &slot);
+        self.waiting.remove(partition);
+        let slot = Slot::new(&shared, partition, recovered.task, recovered.version_start)?;
+        self.member.start(partition, slot.offset())?;
+        self.report(partition, &slot);
         if let Some(took) = recovered.took {
-            shared.progress.recovered(&partition, took);
+            shared.progress.recovered(partition, took);
         }
-        self.slots.insert(partition, slot);
-        Ok(())
-    }
-
-    /// A member that was put out of the group learns of it at its next poll, when others own its partitions.
-    pub(super) fn adopt_waiting(&mut self) -> Result<()> {
-        let waiting: Vec<TopicPartition> = self.waiting.keys().cloned().collect();
-        for partition in waiting {
-            match self.adopt(partition) {
-                Err(EngineError::Cancelled) => break,
-                adopted => adopted?,
-            }
-        }
+        self.slots.insert(partition.clone(), slot);
         Ok(())
     }
 
@@ -92,14 +135,5 @@ impl Worker {
         let shared = &self.shared;
         let committed = shared.log.committed(&shared.names.group, std::slice::from_ref(partition))?;
         Ok(committed.into_iter().flatten().any(|position| position.offset >= start))
-    }
-}
-
-/// Whether a partition that can't be taken over may be had later.
-fn is_waited_for(error: &EngineError, waited: Duration, tries: u32) -> bool {
-    match error {
-        EngineError::State(StateError::InUse { .. }) => waited < HAND_OVER_MAX || tries < HAND_OVER_TRIES,
-        EngineError::Log(LogError::Unreachable { .. }) => waited < OUTAGE_MAX || tries < OUTAGE_TRIES,
-        _ => false,
     }
 }

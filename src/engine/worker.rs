@@ -19,6 +19,7 @@ use crate::log::{CommitError, Event, Fence, LogError, Member, Outgoing};
 use crate::planted::{Fault, planted};
 use crate::record::{Run, TopicPartition};
 
+use super::assignment::Waiting;
 use super::checkpointing::{Wait, begin_checkpoint, finish_checkpoint, hurry};
 use super::expired::{EpochExpired, ExpiredWindow};
 use super::meta::MetaEntry;
@@ -61,12 +62,10 @@ pub struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) member: Box<dyn Member>,
     /// Among the workers of this process.
-    index: usize,
+    pub(super) index: usize,
     fence: Option<Fence>,
     pub(super) slots: BTreeMap<TopicPartition, Slot>,
-    /// Partitions that can't be taken over yet: another worker of this process, which has lost them, has not let go of
-    /// their state, or no broker answers. Since when, and how often it was tried.
-    pub(super) waiting: BTreeMap<TopicPartition, (Instant, u32)>,
+    pub(super) waiting: BTreeMap<TopicPartition, Waiting>,
     pub(super) epoch: Option<Epoch>,
     /// What was polled and is not yet handled.
     events: VecDeque<Event>,
@@ -160,14 +159,15 @@ impl Worker {
                 return Ok(Some(ended));
             }
         }
-        if !self.waiting.is_empty() {
+        let waiting = self.to_try_again();
+        if !waiting.is_empty() {
             // As for an assignment: recovering may take longer than an open transaction lives.
             if self.epoch.is_some()
                 && let Some(ended) = self.commit()?
             {
                 return Ok(Some(ended));
             }
-            self.adopt_waiting()?;
+            self.adopt(waiting)?;
         }
         self.watch_idle()?;
         self.watch_drift()?;
@@ -240,19 +240,9 @@ impl Worker {
                 {
                     return Ok(Some(ended));
                 }
-                let any = !partitions.is_empty();
-                if any {
+                if !partitions.is_empty() {
                     self.shared.reached(StartStep::Assigned, self.index);
-                }
-                for partition in partitions {
-                    match self.adopt(partition) {
-                        // A fold may take minutes; what was asked for meanwhile is to stop.
-                        Err(EngineError::Cancelled) => break,
-                        adopted => adopted?,
-                    }
-                }
-                if any && self.waiting.is_empty() {
-                    self.shared.reached(StartStep::Recovered, self.index);
+                    self.adopt(partitions)?;
                 }
                 Ok(None)
             }

@@ -23,6 +23,9 @@ const ATTEMPT: Duration = Duration::from_secs(1);
 const FIRST_ATTEMPT: Duration = Duration::from_secs(2);
 /// By then every request is over.
 const REQUEST_OVER: Duration = REQUEST_TIMEOUT.saturating_add(EVENT_LATE_BY);
+/// By then every question that may be repeated is over: a last one, and one for the leaders before it, may be as long as an
+/// attempt.
+const SETTLED_BY: Duration = REQUEST_OVER.saturating_add(ATTEMPT).saturating_add(ATTEMPT);
 /// A wait that ends so long after its time was one of a process that stood still.
 const STOOD_STILL_AFTER: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -165,27 +168,38 @@ impl Admin {
         partitions: &[TopicPartition],
         mut ask: impl FnMut(Duration) -> Code,
     ) -> Result<()> {
-        let (deadline, mut attempt) = (Instant::now() + REQUEST_TIMEOUT, FIRST_ATTEMPT);
+        unless_stood_still(SETTLED_BY, || self.settled_within(REQUEST_TIMEOUT, what, partitions, &mut ask))
+    }
+
+    fn settled_within(
+        &self,
+        timeout: Duration,
+        what: &str,
+        partitions: &[TopicPartition],
+        ask: &mut impl FnMut(Duration) -> Code,
+    ) -> Result<()> {
+        let (deadline, mut attempt) = (Instant::now() + timeout, FIRST_ATTEMPT);
         let topics: BTreeSet<_> = partitions.iter().map(|partition| &partition.topic).collect();
         loop {
-            let asked = unless_stood_still(attempt + EVENT_LATE_BY, || match ask(attempt) {
-                Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
-                code => Err(code),
-            });
+            let rest = deadline.saturating_duration_since(Instant::now());
+            let code = ask(attempt.min(rest.max(ATTEMPT)));
             let in_time = Instant::now() < deadline;
-            match asked {
-                Ok(()) => return Ok(()),
-                Err(code) if is_moving(code) && !in_time => {
+            match code {
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
+                code if is_moving(code) && !in_time => {
                     let detail = format!("{what}: no broker leads that partition ({})", code_text(code));
                     return Err(LogError::Unreachable { brokers: self.client.brokers.clone(), detail });
                 }
-                Err(code) if is_moving(code) => std::thread::sleep(RETRY_AFTER),
-                Err(Code::RD_KAFKA_RESP_ERR__TIMED_OUT) if in_time => attempt *= 2,
-                Err(code) => return Err(self.client.error(code, what, "")),
+                code if is_moving(code) => std::thread::sleep(RETRY_AFTER),
+                Code::RD_KAFKA_RESP_ERR__TIMED_OUT if in_time => attempt *= 2,
+                code => return Err(self.client.error(code, what, "")),
             }
             // The client keeps to what it was told last, also where that was that nobody leads.
+            let rest = deadline.saturating_duration_since(Instant::now());
             for topic in &topics {
-                self.partitions(topic)?;
+                if self.partitions_within(topic, rest.max(ATTEMPT))?.is_none() {
+                    return Err(self.no_topic(topic));
+                }
             }
         }
     }

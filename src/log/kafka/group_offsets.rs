@@ -68,6 +68,13 @@ pub(super) fn decided_within(
     Ok(committed_once(client, partitions, patience)?.ok())
 }
 
+/// Whether a partition's offset is not decided: whatever else is wrong is no answer.
+pub(super) fn is_undecided(client: &Client, partition: &TopicPartition, patience: Duration) -> Result<bool> {
+    use Code::{RD_KAFKA_RESP_ERR__TIMED_OUT, RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT};
+    let answer = committed_once(client, std::slice::from_ref(partition), patience)?;
+    Ok(matches!(answer, Err(RD_KAFKA_RESP_ERR__TIMED_OUT | RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT)))
+}
+
 /// One question; the code is what is wrong with its answer.
 fn committed_once(
     client: &Client,

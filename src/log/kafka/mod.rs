@@ -25,12 +25,13 @@ mod transactor;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
 
 use self::admin::Admin;
 use self::client::{Client, Configuration, Kind};
+use self::group_offsets::STABLE_OFFSETS_TIMEOUT;
 use self::member::KafkaMember;
 use self::producer::{KafkaProducer, Sender};
 use self::reader::{Consumer, KafkaReader};
@@ -116,13 +117,11 @@ impl KafkaLog {
         group: &str,
         partitions: &'a [TopicPartition],
     ) -> Result<Option<&'a TopicPartition>> {
-        let answers = |undecided, partitions: &[TopicPartition]| -> Result<bool> {
-            let client = self.of_group(group, undecided)?;
-            Ok(group_offsets::decided_within(&client, partitions, ANSWER_TIMEOUT)?.is_some())
-        };
-        if answers(Undecided::LeaveOut, partitions)? {
+        let looks_on = self.of_group(group, Undecided::LeaveOut)?;
+        if group_offsets::decided_within(&looks_on, partitions, ANSWER_TIMEOUT)?.is_some() {
+            let waits = self.of_group(group, Undecided::Await)?;
             for partition in partitions {
-                if !answers(Undecided::Await, std::slice::from_ref(partition))? {
+                if group_offsets::is_undecided(&waits, partition, ANSWER_TIMEOUT)? {
                     return Ok(Some(partition));
                 }
             }
@@ -274,15 +273,16 @@ impl Log for KafkaLog {
         self.admin.offset_at(partition, timestamp_ms)
     }
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<Position>>> {
+        let since = Instant::now();
         let failed = match self.ask_committed(group, Undecided::Await, partitions) {
-            Err(failed @ LogError::Unreachable { .. }) => failed,
+            Err(failed @ LogError::Unreachable { .. }) if since.elapsed() >= STABLE_OFFSETS_TIMEOUT => failed,
             answer => return answer,
         };
         match self.first_undecided(group, partitions) {
             Ok(Some(partition)) => Err(LogError::Undecided {
                 group: group.to_owned(),
                 partition: partition.clone(),
-                seconds: group_offsets::STABLE_OFFSETS_TIMEOUT.as_secs(),
+                seconds: STABLE_OFFSETS_TIMEOUT.as_secs(),
             }),
             _ => Err(failed),
         }
