@@ -19,6 +19,9 @@ use crate::record::TopicPartition;
 /// transaction timeout has passed.
 pub(super) const STABLE_OFFSETS_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// Kafka ends what a crashed producer left within its timeout of 15 s and 10 s more: whoever waits for longer is told.
+const WARN_AFTER: Duration = Duration::from_secs(30);
+
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// librdkafka that waits for a coordinator sleeps until some connection comes or goes, and may miss that the coordinator
@@ -39,8 +42,9 @@ pub(super) fn committed(
     mut client: impl FnMut(bool) -> Result<Arc<Client>>,
 ) -> Result<Vec<Option<Position>>> {
     let what = format!("committed offsets of group '{group}'");
-    let deadline = Instant::now() + STABLE_OFFSETS_TIMEOUT;
-    let (mut asked, mut attempt) = (client(false)?, FIRST_ATTEMPT);
+    let since = Instant::now();
+    let deadline = since + STABLE_OFFSETS_TIMEOUT;
+    let (mut asked, mut attempt, mut warned) = (client(false)?, FIRST_ATTEMPT, false);
     loop {
         match committed_once(&asked, partitions, attempt)? {
             Ok(all) => return Ok(all),
@@ -53,6 +57,14 @@ pub(super) fn committed(
                     asked = client(true)?;
                 }
                 attempt = REQUEST_TIMEOUT.min(attempt * 2);
+                if !warned && since.elapsed() > WARN_AFTER {
+                    warned = true;
+                    tracing::warn!(
+                        "{what} are waited for, for up to {} s: its coordinator does not answer, or a transaction is \
+                         not ended",
+                        STABLE_OFFSETS_TIMEOUT.as_secs()
+                    );
+                }
             }
             Err(code) => return Err(asked.error(code, &what, "")),
         }
