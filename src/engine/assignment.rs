@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::log::LogError;
+use crate::log::{LogError, OUTAGE_MAX};
 use crate::record::TopicPartition;
 use crate::state::StateError;
 
@@ -22,8 +22,7 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(30);
 /// And how often it asks: a process that was stopped in between has not waited at all.
 const HAND_OVER_TRIES: u32 = 100;
 
-/// How long brokers may be away that are asked where a partition stands: as long as those that are read from.
-const OUTAGE_MAX: Duration = Duration::from_secs(60);
+/// Brokers that are asked where a partition stands may be gone for as long as those that are read from, and for so many tries.
 const OUTAGE_TRIES: u32 = 3;
 /// Each try may take as long as a question does, and what this worker has is worked on in between.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(5);

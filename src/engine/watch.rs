@@ -76,17 +76,13 @@ impl Worker {
         if pending { self.begin() } else { Ok(()) }
     }
 
-    pub(super) fn moved_past_markers(&self) -> bool {
-        self.slots.values().any(Slot::is_dirty)
-    }
-
     /// Transaction markers behind the last record are no lag: a position past them is committed once all is
     /// quiet. Such an epoch writes no record, so it makes no marker that would have to be passed.
     pub(super) fn watch_markers(&mut self) -> Result<()> {
         let quiet = self.slots.values().all(|slot| slot.caught_up);
         // A run to the end ends by such positions, so it takes no time over them.
         let settled = self.shared.until_end.is_some() || self.shared.since(self.last_commit) > SETTLE;
-        if self.epoch.is_none() && quiet && settled && self.moved_past_markers() {
+        if self.epoch.is_none() && quiet && settled && self.slots.values().any(Slot::is_dirty) {
             return self.begin();
         }
         Ok(())

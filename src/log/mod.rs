@@ -33,6 +33,9 @@ pub use span::{Span, read_spans};
 
 pub type Result<T, E = LogError> = std::result::Result<T, E>;
 
+/// How long brokers may be gone before a wait for them fails.
+pub const OUTAGE_MAX: Duration = Duration::from_secs(60);
+
 /// A topic to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSpec {

@@ -12,7 +12,6 @@ mod writing;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use headwater::broker::{Broker, Options};

@@ -21,11 +21,9 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// Of a question that may have to be put to a partition's next leader.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(2);
-/// By then every request is over.
-const REQUEST_OVER: Duration = REQUEST_TIMEOUT.saturating_add(EVENT_LATE_BY);
-/// By then every question that may be repeated is over: a last one, and one for the leaders before it, may be as long as an
-/// attempt.
-const SETTLED_BY: Duration = REQUEST_OVER.saturating_add(ATTEMPT).saturating_add(ATTEMPT);
+/// By then a question that is repeated is over: the last one, and one for the leaders before it, may be as long as an attempt.
+const SETTLED_BY: Duration =
+    REQUEST_TIMEOUT.saturating_add(EVENT_LATE_BY).saturating_add(ATTEMPT).saturating_add(ATTEMPT);
 /// A wait that ends so long after its time was one of a process that stood still.
 const STOOD_STILL_AFTER: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -33,7 +31,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 pub(super) const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Asks once more where the time passed without anybody being asked. Once: it may be the machine that is this slow.
-fn unless_stood_still<T, E>(
+pub(super) fn unless_stood_still<T, E>(
     limit: Duration,
     mut ask: impl FnMut() -> std::result::Result<T, E>,
 ) -> std::result::Result<T, E> {
@@ -168,17 +166,16 @@ impl Admin {
         partitions: &[TopicPartition],
         mut ask: impl FnMut(Duration) -> Code,
     ) -> Result<()> {
-        unless_stood_still(SETTLED_BY, || self.settled_within(REQUEST_TIMEOUT, what, partitions, &mut ask))
+        unless_stood_still(SETTLED_BY, || self.settled_once(what, partitions, &mut ask))
     }
 
-    fn settled_within(
+    fn settled_once(
         &self,
-        timeout: Duration,
         what: &str,
         partitions: &[TopicPartition],
         ask: &mut impl FnMut(Duration) -> Code,
     ) -> Result<()> {
-        let (deadline, mut attempt) = (Instant::now() + timeout, FIRST_ATTEMPT);
+        let (deadline, mut attempt) = (Instant::now() + REQUEST_TIMEOUT, FIRST_ATTEMPT);
         let topics: BTreeSet<_> = partitions.iter().map(|partition| &partition.topic).collect();
         loop {
             let rest = deadline.saturating_duration_since(Instant::now());
@@ -324,22 +321,23 @@ impl Admin {
         for topic in topics {
             specs.add(topic)?;
         }
-        let mut once = || {
-            self.request(Operation::RD_KAFKA_ADMIN_OP_CREATETOPICS, "create topics", REQUEST_TIMEOUT, |ask| {
-                // SAFETY: the specifications are live for the call, which copies them.
-                unsafe {
-                    sys::rd_kafka_CreateTopics(
-                        ask.client,
-                        specs.0.as_mut_ptr(),
-                        specs.0.len(),
-                        ask.options,
-                        ask.queue,
-                    );
-                }
-            })
-        };
-        // Those that the first request has created are there by the second.
-        unless_stood_still(REQUEST_OVER, &mut once)?.topic_results(
+        // Those that a first request has created are there by the second.
+        self.request_repeatable(
+            Operation::RD_KAFKA_ADMIN_OP_CREATETOPICS,
+            "create topics",
+            REQUEST_TIMEOUT,
+            // SAFETY: the specifications are live for the call, which copies them.
+            |ask| unsafe {
+                sys::rd_kafka_CreateTopics(
+                    ask.client,
+                    specs.0.as_mut_ptr(),
+                    specs.0.len(),
+                    ask.options,
+                    ask.queue,
+                );
+            },
+        )?
+        .topic_results(
             &self.client,
             "create topic",
             Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS,
@@ -438,17 +436,15 @@ impl Admin {
         // SAFETY: the name is copied.
         let mut resource = unsafe { sys::rd_kafka_ConfigResource_new(kind, name.as_ptr()) };
         let what = format!("configuration of '{topic}'");
-        let answer = unless_stood_still(REQUEST_OVER, || {
-            self.request(
-                Operation::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS,
-                &what,
-                REQUEST_TIMEOUT,
-                // SAFETY: the resource is live for the call, which copies it.
-                |ask| unsafe {
-                    sys::rd_kafka_DescribeConfigs(ask.client, &mut resource, 1, ask.options, ask.queue);
-                },
-            )
-        });
+        let answer = self.request_repeatable(
+            Operation::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS,
+            &what,
+            REQUEST_TIMEOUT,
+            // SAFETY: the resource is live for the call, which copies it.
+            |ask| unsafe {
+                sys::rd_kafka_DescribeConfigs(ask.client, &mut resource, 1, ask.options, ask.queue);
+            },
+        );
         // SAFETY: made above, destroyed once.
         unsafe { sys::rd_kafka_ConfigResource_destroy(resource) };
         let answer = answer?;

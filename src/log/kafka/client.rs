@@ -14,11 +14,9 @@ use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 
 use super::rebalance::Rebalances;
-use crate::log::{LogError, Result};
+use crate::log::{LogError, OUTAGE_MAX, Result};
 use crate::record::TopicPartition;
 
-/// How long brokers may be gone before a wait for them fails.
-pub(super) const OUTAGE_MAX: Duration = Duration::from_secs(60);
 /// A process has many clients, and they all find out at once.
 const WARN_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// librdkafka keeps every list of brokers that it is given.

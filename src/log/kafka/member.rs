@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use rdkafka::bindings as sys;
 
-use super::client::{
-    Client, Failure, OUTAGE_MAX, PartitionList, is_denied, is_fenced, millis, warn_of_outage,
-};
+use super::client::{Client, Failure, PartitionList, is_denied, is_fenced, millis, warn_of_outage};
 use super::leave::leave_group;
 use super::producer::{Sender, blames_a_record};
 use super::reader::Consumer;
 use super::rebalance::GroupMetadata;
-use crate::log::{CommitError, Event, Fence, LogError, Member, MemberOptions, Outgoing, Position, Result};
+use crate::log::{
+    CommitError, Event, Fence, LogError, Member, MemberOptions, OUTAGE_MAX, Outgoing, Position, Result,
+};
 use crate::record::TopicPartition;
 
 /// The first `init_transactions` of a cluster creates a topic, and one after a crash waits for the abort.

@@ -14,10 +14,10 @@ use rdkafka::bindings as sys;
 use sys::rd_kafka_resp_err_t as Code;
 
 use super::admin::{Admin, Asked, PROBE_AGAIN_AFTER};
-use super::client::{Client, Failure, OUTAGE_MAX, PartitionList, code_text, millis};
+use super::client::{Client, Failure, PartitionList, code_text, millis};
 use super::messages::{Message, Messages};
 use super::request::TopicHandle;
-use crate::log::{Event, LogError, Reader, Result};
+use crate::log::{Event, LogError, OUTAGE_MAX, Reader, Result};
 use crate::record::{Run, TopicPartition};
 
 /// The most messages of one poll, …

@@ -8,7 +8,7 @@ use rdkafka::bindings as sys;
 use sys::rd_kafka_admin_op_t as Operation;
 use sys::rd_kafka_resp_err_t as Code;
 
-use super::admin::Admin;
+use super::admin::{Admin, unless_stood_still};
 use super::client::{Client, ErrorText, c_string, millis, text_of};
 use crate::log::{LogError, Result, TopicSpec};
 
@@ -24,6 +24,17 @@ impl Admin {
         call: impl FnOnce(&Ask),
     ) -> Result<Answer> {
         self.request_with_code(operation, what, timeout, call).map_err(|(_, error)| error)
+    }
+
+    /// One that is the same when it is made twice: a process that stood still makes it once more.
+    pub(super) fn request_repeatable(
+        &self,
+        operation: Operation,
+        what: &str,
+        timeout: Duration,
+        mut call: impl FnMut(&Ask),
+    ) -> Result<Answer> {
+        unless_stood_still(timeout + EVENT_LATE_BY, || self.request(operation, what, timeout, &mut call))
     }
 
     pub(super) fn request_with_code(

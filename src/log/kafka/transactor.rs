@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use super::client::{Client, Failure, OUTAGE_MAX, is_denied, is_fenced, millis};
+use super::client::{Client, Failure, is_denied, is_fenced, millis};
 use super::member::{init_transactions, retry};
 use super::producer::{Sender, blames_a_record};
-use crate::log::{CommitError, LogError, Outgoing, Result, Transactor};
+use crate::log::{CommitError, LogError, OUTAGE_MAX, Outgoing, Result, Transactor};
 use crate::record::TopicPartition;
 
 use rdkafka::bindings as sys;

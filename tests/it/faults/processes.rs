@@ -1,9 +1,7 @@
 //! What only a process shows: signals, exit codes, a second one of the same instance, a broker that is away.
 
-use std::sync::atomic::Ordering;
-
 use super::*;
-use crate::log_conformance::proxy::Proxy;
+use crate::log_conformance::proxy::{LIST_OFFSETS, Proxy};
 use crate::project::{Project, Running};
 use crate::support::until;
 
@@ -143,7 +141,7 @@ fn partitions_come_to_a_process_while_brokers_do_not_answer() {
     let joined = || project.printed().0.matches("topology 'faults' runs").count() == 2;
     until("the second process", || joined().then_some(()));
     std::thread::sleep(Duration::from_secs(2));
-    proxy.keeps_bounds.store(true, Ordering::SeqCst);
+    proxy.keep(LIST_OFFSETS);
     first.signal("-TERM");
     assert_eq!(first.wait(Duration::from_secs(30)).0, 0, "{}", project.printed().1);
     until("a warning", || {
@@ -151,7 +149,7 @@ fn partitions_come_to_a_process_while_brokers_do_not_answer() {
         assert_eq!(second.ended(), None, "{}", project.printed().1);
         project.printed().1.contains("can't be taken over yet").then_some(())
     });
-    proxy.keeps_bounds.store(false, Ordering::SeqCst);
+    proxy.pass(LIST_OFFSETS);
     produce(&project, &server.address, &lines(500..1000));
     await_read(&*log, 1000);
     second.signal("-TERM");

@@ -1,24 +1,33 @@
 //! Answers that do not come: a proxy keeps them from a client.
 
-use super::proxy::Behind;
+use super::proxy::{Behind, CREATE_TOPICS, END_TXN, FIND_COORDINATOR, PRODUCE};
 use super::*;
 use crate::project::Project;
+
+/// A worker that has these partitions and may hold a transaction open for so many seconds. One has begun.
+fn in_transaction<'a>(
+    log: &'a dyn Log,
+    group: &str,
+    partitions: &[TopicPartition],
+    seconds: u64,
+) -> Worker<'a> {
+    let transaction_timeout = Duration::from_secs(seconds);
+    let options = MemberOptions { transaction_timeout, ..options(group, group, &partitions[0]) };
+    let mut worker = Worker::join(log, &options);
+    worker.await_partitions(partitions.len());
+    worker.member.begin().unwrap();
+    worker
+}
 
 /// A machine that does not come back leaves a transaction until its time is over, longer than librdkafka waits.
 fn a_transaction_left_open_is_waited_for(Behind { log: behind, direct, proxy, .. }: &Behind) {
     let partitions = topic(direct, "left-open", 2);
     let group = unique("left-open");
     direct.commit_offsets(&group, &[(partitions[0].clone(), at(3, ""))]).unwrap();
-    let options = MemberOptions {
-        // Kafka looks for those whose time is over every ten seconds.
-        transaction_timeout: Duration::from_secs(14),
-        ..options(&group, &group, &partitions[0])
-    };
-    let mut worker = Worker::join(behind, &options);
-    worker.await_partitions(2);
-    worker.member.begin().unwrap();
+    // Kafka looks for those whose time is over every ten seconds.
+    let mut worker = in_transaction(behind, &group, &partitions, 14);
     worker.member.produce(&partitions[1], &[value("result")]).unwrap();
-    proxy.keeps_open.store(true, Ordering::SeqCst);
+    proxy.keep(END_TXN);
     let fence = worker.fence.clone().unwrap();
     std::thread::scope(|scope| {
         let member = &mut worker.member;
@@ -55,14 +64,8 @@ fn a_transaction_that_is_not_ended_is_told_from_brokers_that_do_not_answer() {
     let Behind { log: behind, direct, proxy, .. } = &Behind::start(&[]);
     let partitions = topic(direct, "hangs", 3);
     let group = unique("hangs");
-    let options = MemberOptions {
-        transaction_timeout: Duration::from_secs(120),
-        ..options(&group, &group, &partitions[0])
-    };
-    let mut worker = Worker::join(behind, &options);
-    worker.await_partitions(3);
-    worker.member.begin().unwrap();
-    proxy.keeps_open.store(true, Ordering::SeqCst);
+    let mut worker = in_transaction(behind, &group, &partitions, 120);
+    proxy.keep(END_TXN);
     let fence = worker.fence.clone().unwrap();
     std::thread::scope(|scope| {
         let member = &mut worker.member;
@@ -70,7 +73,7 @@ fn a_transaction_that_is_not_ended_is_told_from_brokers_that_do_not_answer() {
         scope.spawn(move || member.commit(&fence, &offsets));
         std::thread::sleep(Duration::from_secs(2));
         let error = direct.committed(&group, &partitions).unwrap_err();
-        proxy.keeps_open.store(false, Ordering::SeqCst);
+        proxy.pass(END_TXN);
         let LogError::Undecided { group: named, partition, .. } = &error else { panic!("{error}") };
         assert_eq!((named, partition), (&group, &partitions[1]));
     });
@@ -82,20 +85,16 @@ fn a_coordinator_that_is_not_found_fails_the_commit() {
     let Behind { log, proxy, .. } = &Behind::start(&[]);
     let partitions = topic(log, "no-coordinator", 2);
     let group = unique("no-coordinator");
-    let options = MemberOptions {
-        transaction_timeout: Duration::from_secs(3),
-        ..options(&group, &group, &partitions[0])
-    };
     let mut outcomes = Vec::new();
     for hidden in [true, false] {
-        let mut worker = Worker::join(log, &options);
-        worker.await_partitions(2);
-        worker.member.begin().unwrap();
+        let mut worker = in_transaction(log, &group, &partitions, 3);
         worker.member.produce(&partitions[1], &[value("result")]).unwrap();
-        proxy.keeps_coordinators.store(hidden, Ordering::SeqCst);
+        if hidden {
+            proxy.keep(FIND_COORDINATOR);
+        }
         let fence = worker.fence.clone().unwrap();
         outcomes.push(worker.member.commit(&fence, &[(partitions[0].clone(), at(7, ""))]));
-        proxy.keeps_coordinators.store(false, Ordering::SeqCst);
+        proxy.pass(FIND_COORDINATOR);
     }
     assert!(
         matches!(&outcomes[..], [Err(CommitError::Unknown(why)), Ok(())] if why.contains(&group)),
@@ -111,12 +110,12 @@ fn offsets_are_asked_for_again_where_the_question_for_the_coordinator_was_lost()
     let group = unique("lost-question");
     log.commit_offsets(&group, &[(partitions[0].clone(), at(3, ""))]).unwrap();
     for so_far in [false, true] {
-        proxy.keeps_coordinators.store(true, Ordering::SeqCst);
+        proxy.keep(FIND_COORDINATOR);
         let since = Instant::now();
         let committed = std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(Duration::from_secs(2));
-                proxy.keeps_coordinators.store(false, Ordering::SeqCst);
+                proxy.pass(FIND_COORDINATOR);
             });
             match so_far {
                 false => log.committed(&group, &partitions).unwrap(),
@@ -134,26 +133,18 @@ fn offsets_are_asked_for_again_where_the_question_for_the_coordinator_was_lost()
 fn records_that_time_out_end_their_transaction_only(Behind { log, proxy, .. }: &Behind) {
     let partitions = topic(log, "timed-out", 2);
     let group = unique("timed-out");
-    let options = MemberOptions {
-        transaction_timeout: Duration::from_secs(3),
-        ..options(&group, &group, &partitions[0])
-    };
-    let mut worker = Worker::join(log, &options);
-    worker.await_partitions(2);
-    worker.member.begin().unwrap();
-    proxy.keeps_records.store(true, Ordering::SeqCst);
+    let mut worker = in_transaction(log, &group, &partitions, 3);
+    proxy.keep(PRODUCE);
     let refused = within(Duration::from_secs(60), "a record that times out", || {
         std::thread::sleep(Duration::from_millis(50));
         worker.member.produce(&partitions[1], &[value("lost")]).err()
     });
     assert!(matches!(refused, LogError::Abort(_)), "{refused:?}");
-    proxy.keeps_records.store(false, Ordering::SeqCst);
+    proxy.pass(PRODUCE);
     let aborted = worker.member.abort();
     assert!(matches!(aborted, Ok(()) | Err(LogError::Fenced(_))), "{aborted:?}");
     drop(worker);
-    let mut worker = Worker::join(log, &options);
-    worker.await_partitions(2);
-    worker.member.begin().unwrap();
+    let mut worker = in_transaction(log, &group, &partitions, 3);
     worker.member.produce(&partitions[1], &[value("result")]).unwrap();
     let fence = worker.fence.clone().unwrap();
     worker.member.commit(&fence, &[(partitions[0].clone(), at(7, ""))]).unwrap();
@@ -177,12 +168,12 @@ fn records_that_time_out_on_their_way_to_kafka() {
 fn topics_are_created_by_a_process_that_stood_still_meanwhile() {
     let Behind { direct, proxy, .. } = &Behind::start(&[]);
     let (project, topic) = (Project::new(), unique("stood-still"));
-    proxy.keeps_topics.store(true, Ordering::SeqCst);
+    proxy.keep(CREATE_TOPICS);
     let address = proxy.address.to_string();
     let running = project.start(&["topic", "create", &topic, "--partitions", "2", "--brokers", &address]);
     std::thread::sleep(Duration::from_secs(2));
     running.signal("-STOP");
-    proxy.keeps_topics.store(false, Ordering::SeqCst);
+    proxy.pass(CREATE_TOPICS);
     std::thread::sleep(Duration::from_secs(14));
     running.signal("-CONT");
     let (code, _) = running.wait(Duration::from_secs(30));

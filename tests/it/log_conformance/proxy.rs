@@ -1,6 +1,6 @@
 //! Stands between a broker and its clients: answers for it that there are no brokers, or keeps requests from it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,25 +16,17 @@ use crate::support::real_kafka;
 
 /// Where proxies listen, on the broker's port: 127.0.0.2 and so on, which as texts are as long as the broker's own.
 const PROXIES: std::ops::Range<u8> = 2..10;
-const PRODUCE: i16 = 0;
-const LIST_OFFSETS: i16 = 2;
+pub const PRODUCE: i16 = 0;
+pub const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
-const FIND_COORDINATOR: i16 = 10;
-const CREATE_TOPICS: i16 = 19;
-const END_TXN: i16 = 26;
+pub const FIND_COORDINATOR: i16 = 10;
+pub const CREATE_TOPICS: i16 = 19;
+pub const END_TXN: i16 = 26;
 
 pub struct Proxy {
     pub address: SocketAddr,
-    /// Whether the ends of transactions are kept from the broker, …
-    pub keeps_open: AtomicBool,
-    /// … and questions for coordinators, …
-    pub keeps_coordinators: AtomicBool,
-    /// … and records, …
-    pub keeps_records: AtomicBool,
-    /// … and topics to create, …
-    pub keeps_topics: AtomicBool,
-    /// … and questions for what partitions hold.
-    pub keeps_bounds: AtomicBool,
+    /// The keys of requests that are kept from the broker.
+    kept: Mutex<BTreeSet<i16>>,
     hides: AtomicBool,
     hidden: AtomicUsize,
 }
@@ -77,11 +69,7 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let proxy = Arc::new(Self {
             address,
-            keeps_open: AtomicBool::new(false),
-            keeps_coordinators: AtomicBool::new(false),
-            keeps_records: AtomicBool::new(false),
-            keeps_topics: AtomicBool::new(false),
-            keeps_bounds: AtomicBool::new(false),
+            kept: Mutex::default(),
             hides: AtomicBool::new(false),
             hidden: AtomicUsize::new(0),
         });
@@ -105,15 +93,7 @@ impl Proxy {
             while let Some(frame) = frame(&mut from) {
                 let number = |at| i16::from_be_bytes([frame[at], frame[at + 1]]);
                 let (key, version) = (number(0), number(2));
-                let kept = match key {
-                    END_TXN => proxy.keeps_open.load(Ordering::SeqCst),
-                    PRODUCE => proxy.keeps_records.load(Ordering::SeqCst),
-                    LIST_OFFSETS => proxy.keeps_bounds.load(Ordering::SeqCst),
-                    CREATE_TOPICS => proxy.keeps_topics.load(Ordering::SeqCst),
-                    FIND_COORDINATOR => proxy.keeps_coordinators.load(Ordering::SeqCst),
-                    _ => false,
-                };
-                if kept {
+                if proxy.kept.lock().unwrap().contains(&key) {
                     continue;
                 }
                 noted.lock().unwrap().insert(correlation(&frame[4..]), (key, version));
@@ -141,6 +121,15 @@ impl Proxy {
             }
             let _ = (from.shutdown(std::net::Shutdown::Both), to.shutdown(std::net::Shutdown::Both));
         });
+    }
+
+    /// Requests of this kind do not come to the broker until they pass again; those that were kept are gone.
+    pub fn keep(&self, key: i16) {
+        self.kept.lock().unwrap().insert(key);
+    }
+
+    pub fn pass(&self, key: i16) {
+        self.kept.lock().unwrap().remove(&key);
     }
 
     /// Names no brokers for as long as each client takes to ask, by far.
