@@ -13,7 +13,7 @@ use super::error::{PlanError, Problem, SourceFile, suggest};
 use super::sql::{self, Catalog, Facts, Query, Relation, SqlProblem, View};
 use super::stages::Builder;
 use super::topology::{Emit, Sink, Topology};
-use super::{LakePartition, LakeSink, Plan, SinkPlan, SourcePlan, TopicSink, fingerprint};
+use super::{LakePartition, LakeSink, Plan, SinkPlan, SourcePlan, TopicSink, fingerprint, pruned};
 use crate::operator::CheckSpec;
 use crate::record::{Column, Micros};
 
@@ -40,8 +40,8 @@ impl Planner<'_> {
         let queries = self.queries(&sources);
         let order = self.in_order(&queries);
         let full = catalog(&sources, |source| source.columns.clone());
-        let views = self.views(&queries, &order, &full, true);
-        let checks = self.checks(&sources, &full);
+        let mut views = self.views(&queries, &order, &full);
+        let mut checks = declared::checks(self.file, self.topology, &sources, &full, &mut self.problems);
         let sinks = self.sinks(&views);
         if !self.problems.is_empty() {
             return None;
@@ -52,14 +52,12 @@ impl Planner<'_> {
         let sources: Vec<DeclaredSource> =
             sources.into_iter().filter(|source| needed.contains(source.name.as_str())).collect();
         let pruned = catalog(&sources, |source| reads.columns(source, &needed));
-        let order: Vec<String> = order.into_iter().filter(|view| needed.contains(view.as_str())).collect();
-        let views = self.views(&queries, &order, &pruned, false);
-        let checks = self.checks(&sources, &pruned);
-        if !self.problems.is_empty() {
-            return None;
-        }
-        match assemble(self.topology.name.value.as_str(), &settings, &sources, &pruned, &views, checks, sinks)
-        {
+        views.retain(|view, _| needed.contains(view));
+        checks.retain(|check| needed.contains(&check.source));
+        let name = self.topology.name.value.as_str();
+        let planned = prune(&sources, &pruned, &mut views, &mut checks)
+            .and_then(|()| assemble(name, &settings, &sources, &pruned, &views, checks, sinks));
+        match planned {
             Ok(plan) => Some(plan),
             Err(error) => {
                 let message = format!("the topology cannot be planned: {}", error.strip_backtrace());
@@ -157,14 +155,12 @@ impl Planner<'_> {
         queries: &BTreeMap<String, Query>,
         order: &[String],
         sources: &Catalog,
-        report: bool,
     ) -> BTreeMap<String, View> {
         let mut catalog = sources.clone();
         let mut views = BTreeMap::new();
         for name in order {
             let Some(query) = queries.get(name) else { continue };
-            let known = query.reads.iter().all(|(read, ..)| catalog.contains_key(read));
-            if !known && report {
+            if !query.reads.iter().all(|(read, ..)| catalog.contains_key(read)) {
                 continue;
             }
             match sql::resolve(query, &catalog) {
@@ -183,10 +179,6 @@ impl Planner<'_> {
             }
         }
         views
-    }
-
-    fn checks(&mut self, sources: &[DeclaredSource], catalog: &Catalog) -> Vec<CheckSource> {
-        declared::checks(self.file, self.topology, sources, catalog, &mut self.problems)
     }
 
     fn sinks(&mut self, views: &BTreeMap<String, View>) -> Vec<SinkPlan> {
@@ -482,6 +474,27 @@ impl Reads {
         };
         source.columns.iter().filter(|column| is_read(column)).cloned().collect()
     }
+}
+
+/// Takes the columns that are not decoded out of the views and checks that read the sources.
+fn prune(
+    sources: &[DeclaredSource],
+    decoded: &Catalog,
+    views: &mut BTreeMap<String, View>,
+    checks: &mut [CheckSource],
+) -> Result<(), DataFusionError> {
+    for source in sources {
+        let schema = &decoded[&source.name].schema;
+        let is_kept = |at: &usize| schema.index_of(&source.columns[*at].name).is_ok();
+        let kept: Vec<usize> = (0..source.columns.len()).filter(is_kept).collect();
+        for view in views.values_mut().filter(|view| view.input == source.name) {
+            pruned::view(view, &kept, source.columns.len())?;
+        }
+        for check in checks.iter_mut().filter(|check| check.source == source.name) {
+            pruned::check(check, schema)?;
+        }
+    }
+    Ok(())
 }
 
 /// The group columns that a view's SELECT has left out; one edge of the window is enough.

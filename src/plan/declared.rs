@@ -1,6 +1,7 @@
 //! What a file declares, checked one thing at a time: names, types, durations, checks.
 
 use datafusion_common::DFSchema;
+use datafusion_expr::Expr;
 use serde::de::DeserializeOwned;
 use serde_saphyr::{Error, Options, Spanned};
 
@@ -40,7 +41,8 @@ pub(super) struct CheckSource {
     pub spec: CheckSpec,
     /// The columns that it reads.
     pub columns: Vec<String>,
-    /// Its expression, spelled in one way.
+    /// Its expression, resolved, and spelled in one way.
+    pub expr: Expr,
     pub canonical: String,
 }
 
@@ -281,6 +283,7 @@ pub(super) fn checks(
                     source: source.value.clone(),
                     columns: columns_of(&expr, &source.value, relation),
                     canonical: super::fingerprint::text(&expr),
+                    expr,
                     spec: CheckSpec {
                         name: check.name.value.as_str().into(),
                         expect: physical,
@@ -299,7 +302,7 @@ pub(super) fn checks(
     compiled
 }
 
-fn columns_of(expr: &datafusion_expr::Expr, name: &str, relation: &sql::Relation) -> Vec<String> {
+fn columns_of(expr: &Expr, name: &str, relation: &sql::Relation) -> Vec<String> {
     let schema = DFSchema::try_from_qualified_schema(name, &relation.schema);
     let found = schema.and_then(|schema| sql::columns([expr], &schema)).unwrap_or_default();
     found.into_iter().map(|index| relation.schema.field(index).name().clone()).collect()

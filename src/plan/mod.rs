@@ -9,6 +9,7 @@ mod build;
 mod declared;
 mod error;
 mod fingerprint;
+mod pruned;
 mod sql;
 mod stages;
 mod topology;
