@@ -18,14 +18,26 @@ use datafusion_expr::{
 };
 use datafusion_sql::sqlparser::ast;
 
-use super::Catalog;
-use super::calendar;
+use super::arrays::Brackets;
+use super::json::JsonOperators;
+use super::names::FieldNames;
+use super::rewrites::REWRITTEN;
 use super::tumble::TumblePlanner;
+use super::{Catalog, calendar, functions};
 
 /// The functions of SQL, by every name they answer to.
 pub(super) struct Functions {
     pub scalar: BTreeMap<String, Arc<ScalarUDF>>,
+    /// Those that the planner puts for operators.
+    unnamed: BTreeMap<String, Arc<ScalarUDF>>,
     pub aggregate: BTreeMap<String, Arc<AggregateUDF>>,
+}
+
+impl Functions {
+    /// One that a plan may hold, whether or not users can call it.
+    pub fn planned(&self, name: &str) -> Option<Arc<ScalarUDF>> {
+        self.scalar.get(name).or_else(|| self.unnamed.get(name)).cloned()
+    }
 }
 
 pub(super) static FUNCTIONS: LazyLock<Functions> = LazyLock::new(|| {
@@ -40,6 +52,7 @@ pub(super) static FUNCTIONS: LazyLock<Functions> = LazyLock::new(|| {
             scalar.insert(name, Arc::clone(&function));
         }
     }
+    functions::add(&mut scalar);
     let mut aggregate = BTreeMap::new();
     for function in datafusion_functions_aggregate::all_default_aggregate_functions() {
         for name in function.aliases().iter().cloned().chain([function.name().to_string()]) {
@@ -51,7 +64,7 @@ pub(super) static FUNCTIONS: LazyLock<Functions> = LazyLock::new(|| {
             aggregate.insert(short.to_string(), function);
         }
     }
-    Functions { scalar, aggregate }
+    Functions { scalar, unnamed: functions::unnamed(), aggregate }
 });
 
 /// Every name of the function that answers to this one.
@@ -72,7 +85,8 @@ pub(super) fn is_deterministic(name: &str) -> bool {
 
 pub(super) fn function_names() -> Vec<String> {
     let aggregates = AGGREGATES.iter().map(|name| name.to_string()).chain(["first".into(), "last".into()]);
-    FUNCTIONS.scalar.keys().cloned().chain(aggregates).collect()
+    let rewritten = REWRITTEN.iter().map(|(name, _)| name.to_string());
+    FUNCTIONS.scalar.keys().cloned().chain(rewritten).chain(aggregates).collect()
 }
 
 /// A type as SQL spells it, for messages.
@@ -112,6 +126,9 @@ impl<'a> Context<'a> {
             config: Arc::new(config),
             expressions: vec![
                 Arc::new(NamedCasts),
+                Arc::new(JsonOperators),
+                Arc::new(Brackets),
+                Arc::new(FieldNames),
                 Arc::new(datafusion_functions::core::planner::CoreFunctionPlanner::default()),
                 Arc::new(datafusion_functions::datetime::planner::DatetimeFunctionPlanner),
                 Arc::new(datafusion_functions::unicode::planner::UnicodeFunctionPlanner),
@@ -146,7 +163,7 @@ impl ContextProvider for Context<'_> {
         Some(Arc::clone(&self.types))
     }
     fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
-        FUNCTIONS.scalar.get(name).cloned()
+        FUNCTIONS.planned(name)
     }
     fn get_higher_order_meta(&self, _: &str) -> Option<Arc<HigherOrderUDF>> {
         None

@@ -10,15 +10,16 @@ use datafusion_common::{DFSchema, DataFusionError};
 use datafusion_expr::ExprSchemable;
 use datafusion_sql::planner::{PlannerContext, SqlToRel};
 use datafusion_sql::sqlparser::ast::{
-    Expr, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Query, SelectItem, SetExpr, Spanned,
-    Statement, Value, Visit, Visitor, WildcardAdditionalOptions, With,
+    Expr, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, Query, SelectItem, SetExpr,
+    Spanned, Statement, Value, Visit, Visitor, WildcardAdditionalOptions, With,
 };
-use datafusion_sql::sqlparser::dialect::GenericDialect;
 use datafusion_sql::sqlparser::parser::Parser;
 use datafusion_sql::sqlparser::tokenizer::Span;
 
+use super::arrays::no_field;
 use super::context::{Context, type_name};
-use super::{SqlProblem, chain, options};
+use super::dialect::Bounded;
+use super::{SqlProblem, chain, options, words};
 
 /// What may help, the likelier first.
 const CASTS: [&str; 4] = ["double", "varchar", "timestamp", "bigint"];
@@ -123,6 +124,14 @@ impl Expressions<'_> {
     }
 
     fn explain(&self, expr: &Expr, error: &DataFusionError) -> SqlProblem {
+        if let Some((message, help)) = words::of(error) {
+            return problem(expr.span(), message, help);
+        }
+        if let Expr::CompoundIdentifier(names) = expr
+            && let Some((message, help)) = self.lacks_field(names)
+        {
+            return problem(expr.span(), message, help);
+        }
         match expr {
             Expr::Interval(interval) => SqlProblem::at(
                 interval.value.span(),
@@ -180,6 +189,17 @@ impl Expressions<'_> {
         types.map(|known| known.map_or("?".to_string(), |known| type_name(&known))).collect()
     }
 
+    /// Of `column.field.field`, that what stands before the last field known has no such field.
+    fn lacks_field(&self, names: &[Ident]) -> Option<(String, Option<String>)> {
+        let before = |count: usize| match &names[..count] {
+            [name] => Expr::Identifier(name.clone()),
+            several => Expr::CompoundIdentifier(several.to_vec()),
+        };
+        let known = |count: usize| self.type_of(&before(count)).ok().map(|known| (count, known));
+        let (count, known) = (1..names.len()).rev().find_map(known)?;
+        words::of(&no_field(&names[count].value, &known))
+    }
+
     /// A cast of one of them with which it would do.
     fn cast(&self, expr: &Expr) -> Option<String> {
         let count = operands(&mut expr.clone()).len();
@@ -191,7 +211,7 @@ impl Expressions<'_> {
             // True is 1, and not 1.0.
             let to = if from == DataType::Boolean && to == "double" { "bigint" } else { to };
             let text = format!("cast({operand} as {to})");
-            *operand = Parser::new(&GenericDialect {}).try_with_sql(&text).ok()?.parse_expr().ok()?;
+            *operand = Parser::new(&Bounded::new(0)).try_with_sql(&text).ok()?.parse_expr().ok()?;
             self.type_of(&changed).is_ok().then(|| format!("perhaps {text}"))
         })
     }

@@ -5,17 +5,24 @@
 //! Invariant: of DataFusion's rewrites only type coercion runs, and simplification node by node: neither moves
 //! a filter nor renames a column.
 
+mod arrays;
 mod calendar;
 mod chain;
 mod context;
 mod depth;
 mod dialect;
+mod functions;
+mod json;
 mod mistyped;
+mod names;
 mod refuse;
+mod rewrites;
+mod rowwise;
+mod texts;
 mod tumble;
+mod words;
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
@@ -27,7 +34,6 @@ use datafusion_optimizer::Analyzer;
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion_sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion_sql::sqlparser::ast::{self, Statement};
-use datafusion_sql::sqlparser::dialect::GenericDialect;
 use datafusion_sql::sqlparser::parser::{Parser, ParserError};
 use datafusion_sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan, Tokenizer, Whitespace};
 
@@ -99,7 +105,7 @@ pub(super) fn parse(sql: &str) -> Result<Query, SqlProblem> {
         ));
     }
     let found = refuse::query(&statement)?;
-    let _: ControlFlow<()> = ast::VisitMut::visit(&mut statement, &mut Substrings);
+    rewrites::apply(&mut statement)?;
     Ok(Query { statement, reads: found.reads, group_by: found.group_by })
 }
 
@@ -107,11 +113,19 @@ pub(super) fn parse(sql: &str) -> Result<Query, SqlProblem> {
 pub(super) fn resolve(query: &Query, catalog: &Catalog) -> Result<View, SqlProblem> {
     let context = context::Context::new(catalog);
     let planner = SqlToRel::new_with_options(&context, options());
-    let mistyped = || mistyped::in_query(&query.statement, &context);
-    let explain = |error: DataFusionError| {
-        mistyped::unless_of_names(&error, mistyped).unwrap_or_else(|| explain(&error, catalog))
+    let mut statement = query.statement.clone();
+    let planned = loop {
+        match planner.sql_statement_to_plan(statement.clone()) {
+            Err(error) if names::quote(&mut statement, &error) => {}
+            planned => break planned,
+        }
     };
-    let plan = planner.sql_statement_to_plan(query.statement.clone()).map_err(explain)?;
+    let mistyped = || mistyped::in_query(&statement, &context);
+    let explain = |error: DataFusionError| {
+        mistyped::unless_of_names(&error, mistyped)
+            .unwrap_or_else(|| names::explain_quotes(explain(&error, catalog), &statement))
+    };
+    let plan = planned.map_err(explain)?;
     let analyzed = Analyzer::new().execute_and_check(plan, context.config(), |_, _| {}).map_err(explain)?;
     let analyzed = chain::normalize(analyzed, &context).map_err(explain)?;
     chain::view(&analyzed, catalog, &context, query.group_by).map_err(|problem| match problem.line {
@@ -140,18 +154,24 @@ pub(super) fn predicate(
         ));
     }
     refuse::expression(&parsed)?;
-    let _: ControlFlow<()> = ast::VisitMut::visit(&mut parsed, &mut Substrings);
+    rewrites::apply(&mut parsed)?;
     let catalog = Catalog::from([(name.to_string(), relation.clone())]);
     let context = context::Context::new(&catalog);
     let schema = DFSchema::try_from_qualified_schema(name, &relation.schema)
         .map_err(|error| explain(&error, &catalog))?;
-    let explain = |error: DataFusionError| {
-        mistyped::unless_of_names(&error, || mistyped::in_expression(&parsed, &schema, &context))
-            .unwrap_or_else(|| explain(&error, &catalog))
-    };
     let planner = SqlToRel::new_with_options(&context, options());
     let place = ast::Spanned::span(&parsed);
-    let expr = planner.sql_to_expr(parsed.clone(), &schema, &mut PlannerContext::new()).map_err(explain)?;
+    let planned = loop {
+        match planner.sql_to_expr(parsed.clone(), &schema, &mut PlannerContext::new()) {
+            Err(error) if names::quote(&mut parsed, &error) => {}
+            planned => break planned,
+        }
+    };
+    let explain = |error: DataFusionError| {
+        mistyped::unless_of_names(&error, || mistyped::in_expression(&parsed, &schema, &context))
+            .unwrap_or_else(|| names::explain_quotes(explain(&error, &catalog), &parsed))
+    };
+    let expr = planned.map_err(explain)?;
     let expr = chain::coerce(expr, &schema, &context).map_err(explain)?;
     match expr.get_type(&schema).map_err(explain)? {
         DataType::Boolean | DataType::Null => {}
@@ -184,7 +204,7 @@ fn options() -> ParserOptions {
 /// Reads tokens, without the word TABLE in `tumble(TABLE departures, …)`, which the parser does not know.
 fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>, SqlProblem> {
     let tokens =
-        Tokenizer::new(&GenericDialect {}, sql).tokenize_with_location().map_err(|error| SqlProblem {
+        Tokenizer::new(&Bounded::new(0), sql).tokenize_with_location().map_err(|error| SqlProblem {
             line: error.location.line,
             column: error.location.column,
             message: error.message,
@@ -204,37 +224,6 @@ fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>, SqlProblem> {
     }
     depth::check(&kept)?;
     Ok(kept)
-}
-
-/// Makes `substring(x from 1 for 2)` the call `substr(x, 1, 2)`, which is how the planner resolves it.
-struct Substrings;
-
-impl ast::VisitorMut for Substrings {
-    type Break = ();
-    fn post_visit_expr(&mut self, expr: &mut ast::Expr) -> ControlFlow<()> {
-        if let ast::Expr::Substring { expr: text, substring_from, substring_for, .. } = expr {
-            let plain = |expr: ast::Expr| ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(expr));
-            let one = ast::Expr::value(ast::Value::Number("1".to_string(), false));
-            let from = substring_from.take().map_or(one, |from| *from);
-            let mut args = vec![plain(text.as_ref().clone()), plain(from)];
-            args.extend(substring_for.take().map(|length| plain(*length)));
-            *expr = ast::Expr::Function(ast::Function {
-                name: ast::ObjectName::from(vec![ast::Ident::new("substr")]),
-                uses_odbc_syntax: false,
-                parameters: ast::FunctionArguments::None,
-                args: ast::FunctionArguments::List(ast::FunctionArgumentList {
-                    duplicate_treatment: None,
-                    args,
-                    clauses: Vec::new(),
-                }),
-                filter: None,
-                null_treatment: None,
-                over: None,
-                within_group: Vec::new(),
-            });
-        }
-        ControlFlow::Continue(())
-    }
 }
 
 /// The parser tells the place in its text only: "… at Line: 1, Column: 8".
@@ -268,6 +257,9 @@ fn explain(error: &DataFusionError, catalog: &Catalog) -> SqlProblem {
         .and_then(|diagnostic| diagnostic.span)
         .map_or((0, 0), |span| (span.start.line, span.start.column));
     let mut problem = SqlProblem { line, column, message: String::new(), help: None };
+    if let Some((message, help)) = words::of(error) {
+        return SqlProblem { message, help, ..problem };
+    }
     if let DataFusionError::SchemaError(schema_error, _) = error.find_root() {
         match schema_error.as_ref() {
             SchemaError::FieldNotFound { field, valid_fields } => {
@@ -280,7 +272,8 @@ fn explain(error: &DataFusionError, catalog: &Catalog) -> SqlProblem {
                         .collect();
                 }
                 problem.message = format!("unknown column '{}'", field.name);
-                problem.help = suggest(&field.name, known, "the columns are");
+                problem.help = names::ambiguous(&field.name, &known)
+                    .or_else(|| suggest(&field.name, known, "the columns are"));
                 return problem;
             }
             SchemaError::AmbiguousReference { field } => {

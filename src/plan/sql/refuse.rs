@@ -12,7 +12,8 @@ use datafusion_sql::sqlparser::tokenizer::Span;
 
 use super::context::{AGGREGATES, FUNCTIONS, is_deterministic};
 use super::depth::{LEVELS_MAX, too_deep};
-use super::{SqlProblem, nearest_function};
+use super::rewrites::REWRITTEN;
+use super::{SqlProblem, functions, nearest_function};
 
 /// Planning looks names up one by one.
 pub(in crate::plan) const COLUMNS_MAX: usize = 2_000;
@@ -136,7 +137,7 @@ impl Visitor for Found {
             SetExpr::SetOperation { op, right, .. } => refuse(
                 right.span(),
                 format!("{op} is not built yet"),
-                "make each side a view with a sink of its own; two sinks may write the same topic",
+                "make each side a view with a sink and a topic of its own, and read both topics",
             ),
             other => refuse(other.span(), "a view reads a source or another view", "write select … from …"),
         }
@@ -317,10 +318,12 @@ fn check_function(function: &Function) -> ControlFlow<SqlProblem> {
         );
     }
     let is_aggregate = FUNCTIONS.aggregate.contains_key(&name);
-    if !is_aggregate && !FUNCTIONS.scalar.contains_key(&name) {
-        let help = match nearest_function(&name) {
-            Some(near) => format!("did you mean '{near}'?"),
-            None => "string, math, date and regex functions are DataFusion's".to_string(),
+    let is_rewritten = REWRITTEN.iter().any(|(known, _)| *known == name);
+    if !is_aggregate && !is_rewritten && !FUNCTIONS.scalar.contains_key(&name) {
+        let help = match (functions::instead(&name), nearest_function(&name)) {
+            (Some(help), _) => help.to_string(),
+            (None, Some(near)) => format!("did you mean '{near}'?"),
+            (None, None) => "docs/topology.md lists all functions".to_string(),
         };
         return refuse(place, format!("unknown function '{name}'"), help);
     }

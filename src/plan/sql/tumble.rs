@@ -17,6 +17,7 @@ use datafusion_sql::sqlparser::ast::{
 use datafusion_sql::sqlparser::tokenizer;
 
 use super::context::{column_names, type_name};
+use super::names::same_letters;
 use crate::plan::error::suggest;
 use crate::record::Micros;
 
@@ -210,8 +211,16 @@ fn time_column(expr: ast::Expr, schema: &DFSchema, context: &dyn RelationPlanner
         _ => return Err(wrong(place, "tumble's second argument is a column", USAGE)),
     };
     let place = ident.span;
-    let name = context.normalize_ident(ident);
-    let Some(&index) = column_names(schema).get(name.as_str()) else {
+    let is_quoted = ident.quote_style.is_some();
+    let mut name = context.normalize_ident(ident);
+    let columns = column_names(schema);
+    if !is_quoted
+        && !columns.contains_key(name.as_str())
+        && let Some(meant) = same_letters(&name, columns.keys().copied())
+    {
+        name = meant.to_string();
+    }
+    let Some(&index) = columns.get(name.as_str()) else {
         let names = schema.fields().iter().map(|field| field.name().as_str());
         let help = suggest(&name, names, "the columns are").unwrap_or_default();
         return Err(wrong(place, format!("unknown column '{name}'"), help));

@@ -5,6 +5,7 @@ mod fingerprints;
 mod grouped;
 mod nested;
 mod problems;
+mod scalars;
 
 use super::*;
 
