@@ -28,7 +28,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::engine::{EngineError, ExpiredWindows, Meta, Progress, ReplayOptions, replay};
 use crate::log::{Log, LogError};
-use crate::plan::{Late, Plan};
+use crate::plan::{Late, Plan, StageInput};
 use crate::record::{Micros, TopicPartition};
 use crate::serve::text;
 use crate::time::{WATERMARK_MAX, WATERMARK_MIN};
@@ -78,6 +78,8 @@ pub struct VerifyReport {
     pub watermark: Option<Micros>,
     /// The topology was closed: all of its windows are compared.
     pub ended: bool,
+    /// It has windows; without, every row is compared, however far the run is.
+    pub windowed: bool,
     pub views: Vec<ViewReport>,
     /// Rows that the live run could not apply because their window was past retention; a replay has them.
     pub state_expired: u64,
@@ -160,11 +162,12 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
         return report.views.iter().try_for_each(|view| out.object(view));
     }
     let cut = report.watermark.map_or("none yet".to_owned(), text::time);
-    let cut = match report.ended {
-        true => "end: it was closed, and so is every window".to_owned(),
-        false => format!("cut (watermark {cut})"),
+    let cut = match (report.windowed, report.ended) {
+        (false, _) => "where the live run stands".to_owned(),
+        (true, true) => "the live run's end: it was closed, and so is every window".to_owned(),
+        (true, false) => format!("the live run's cut (watermark {cut})"),
     };
-    out.line(&format!("replayed {} records to the live run's {cut}", text::number(report.records)))?;
+    out.line(&format!("replayed {} records to {cut}", text::number(report.records)))?;
     for view in &report.views {
         let left = view.pending + view.not_compared + view.earlier_version;
         let verdict = match (view.equal, view.differing, view.expired, left) {
@@ -173,8 +176,9 @@ pub fn print_report(report: &VerifyReport, out: &mut Printer) -> Result<(), Tool
             (0, .., 1..) => "NOTHING COMPARED YET",
             _ => "EQUAL",
         };
+        let windows = if report.windowed { " (their windows are open)" } else { "" };
         out.line(&format!(
-            "{verdict}  {}: {} rows equal, {} differ, {} pending (their windows are open), {} not compared",
+            "{verdict}  {}: {} rows equal, {} differ, {} pending{windows}, {} not compared",
             view.topic,
             text::number(view.equal),
             text::number(view.differing),
@@ -260,7 +264,7 @@ pub fn verify(
         let moved = Cut::take(plan, &**log)?.offsets != cut.offsets;
         let windows = Windows {
             // Nothing comes after the end.
-            watermark: if drained.ended { WATERMARK_MAX } else { cut.watermark },
+            watermark: if drained.ended { WATERMARK_MAX } else { cut.watermark_after(&**log)? },
             moved,
             expired: ExpiredWindows::of(plan, index, &meta.expired),
         };
@@ -273,6 +277,7 @@ pub fn verify(
         records: replayed.counters.read,
         watermark: (cut.watermark != WATERMARK_MIN).then_some(cut.watermark),
         ended: drained.ended,
+        windowed: plan.stages.iter().any(|stage| matches!(stage.input, StageInput::Exchange { .. })),
         views,
         state_expired: drained.expired,
     })

@@ -25,8 +25,10 @@ const DECIDED_WITHIN: Duration = Duration::from_secs(2);
 /// What the group has committed of the sources.
 pub struct Cut {
     pub offsets: BTreeMap<TopicPartition, i64>,
-    /// The least of all origins' watermarks.
+    /// The least watermark of all origins that have brought anything.
     pub watermark: Micros,
+    /// The partitions that have never had a record: what they would bring could belong to any window.
+    empty: Vec<TopicPartition>,
 }
 
 /// What keyed tasks say once they are past the cut.
@@ -45,13 +47,15 @@ impl Cut {
             return Err(VerifyError::NothingCommitted(plan.name.to_string()));
         };
         meta.check(plan)?;
-        let mut cut = Self { offsets: BTreeMap::new(), watermark: Micros::MAX };
+        let mut cut = Self { offsets: BTreeMap::new(), watermark: Micros::MAX, empty: Vec::new() };
+        let mut has_records = false;
         for (topic, count) in TopicNames::sources(plan, log)? {
             let partitions: Vec<_> =
                 (0..count).map(|partition| TopicPartition::new(Arc::clone(&topic), partition)).collect();
             let committed = log.committed_so_far(&names.group, &partitions, DECIDED_WITHIN)?;
             for (partition, committed) in partitions.into_iter().zip(committed) {
-                let start = log.bounds(&partition)?.start;
+                let bounds = log.bounds(&partition)?;
+                let start = bounds.start;
                 let began = meta.first_offsets.get(&*topic).and_then(|first| first.get(&partition.partition));
                 let first = began.copied().unwrap_or(0);
                 if start > first {
@@ -61,14 +65,32 @@ impl Cut {
                     None => OffsetMetadata::new(WATERMARK_MIN),
                     Some(position) => OffsetMetadata::parse(&position.metadata, &partition)?,
                 };
+                let offset = committed.map_or(start, |position| position.offset);
                 // Idle or not: what it may still bring belongs to windows from its own watermark on.
-                if !(metadata.idle && planted(Fault::VerifyHonoursIdleness)) {
+                if bounds.end == first && offset == first {
+                    cut.empty.push(partition.clone());
+                } else if !(metadata.idle && planted(Fault::VerifyHonoursIdleness)) {
                     cut.watermark = cut.watermark.min(metadata.watermark());
+                    has_records = true;
                 }
-                cut.offsets.insert(partition, committed.map_or(start, |position| position.offset));
+                cut.offsets.insert(partition, offset);
             }
         }
+        if !has_records && !cut.offsets.is_empty() && cut.empty.len() == cut.offsets.len() {
+            cut.watermark = WATERMARK_MIN;
+        }
         Ok(cut)
+    }
+
+    /// The watermark up to which windows are closed, now that the live rows are read: none, if a partition that was
+    /// empty has records by now, which may have changed them.
+    pub fn watermark_after(&self, log: &dyn Log) -> Result<Micros, VerifyError> {
+        for partition in &self.empty {
+            if log.bounds(partition)?.end > self.offsets[partition] {
+                return Ok(WATERMARK_MIN);
+            }
+        }
+        Ok(self.watermark)
     }
 
     /// Waits until every keyed task has committed past the exchange records of the cut, stage by stage, and until what

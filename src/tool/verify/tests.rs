@@ -150,6 +150,30 @@ fn r8_idleness_is_ignored() {
     });
 }
 
+/// A partition that has never had a record holds nothing back, unless one comes while it is compared.
+#[test]
+fn r8_a_partition_without_records_is_left_out() {
+    let scene = Scene::new("", "1s", Settings::default());
+    let process = scene.start(0);
+    scene.comes(0, "a", 10, 0);
+    scene.comes(0, "a", 1, 200);
+    scene.work(&process, 20);
+    scene.pass(5);
+    scene.work(&process, 20);
+    let report = verified(&scene, |_| ()).unwrap();
+    assert_eq!(counts(&report, "minutely"), (1, 0, 1, 0));
+    let (running, mut asked) = (scene.clone(), 0);
+    let report = verified(&scene, move |what| {
+        asked += u32::from(what == "asks for offsets");
+        if asked == 2 {
+            running.comes(1, "a", 7, 30);
+            running.work(&process, 20);
+            asked += 1;
+        }
+    });
+    assert_eq!(counts(&report.unwrap(), "minutely"), (0, 0, 1, 1));
+}
+
 /// A window that is open at the cut is not compared: the live run has nothing of it yet.
 #[test]
 fn r8_open_windows_are_not_compared() {
