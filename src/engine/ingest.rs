@@ -196,7 +196,7 @@ impl IngestTask {
             }
         }
         self.settle(run, &mut outcomes, outputs);
-        self.count(&outcomes)?;
+        self.count(&outcomes, &outputs.dead)?;
         debug_assert!(run.next >= self.now.offset, "a run never goes back");
         self.now.offset = run.next;
         outputs.take_rows(&mut self.passed);
@@ -426,7 +426,7 @@ impl IngestTask {
         outputs.late.extend(late.into_values());
     }
 
-    fn count(&mut self, outcomes: &[Outcome]) -> Result<()> {
+    fn count(&mut self, outcomes: &[Outcome], dead: &[DeadRecord]) -> Result<()> {
         let counters = &mut self.now.counters;
         counters.read += outcomes.len() as u64;
         let ratio_max = self.plan.sources[self.source].max_reject_ratio;
@@ -449,6 +449,7 @@ impl IngestTask {
                     rejected,
                     of,
                     ratio_max,
+                    reasons: reasons(dead, &self.origin),
                 });
             }
         }
@@ -477,6 +478,18 @@ fn reject(
         reason,
         message,
     });
+}
+
+/// The last rejects of a partition.
+fn reasons(dead: &[DeadRecord], of: &Origin) -> Vec<String> {
+    const SHOWN: usize = 3;
+    let of_this = dead.iter().rev().filter(|dead| dead.source == *of).take(SHOWN);
+    let line = |dead: &DeadRecord| {
+        format!("offset {}: {} ({}): {}", dead.record.offset, dead.reason, dead.stage, dead.message)
+    };
+    let mut lines: Vec<String> = of_this.map(line).collect();
+    lines.reverse();
+    lines
 }
 
 /// Micros as people write durations, to the second.

@@ -55,7 +55,8 @@ pub fn publish(log: &dyn Log, input: &SourceInput) -> Result<()> {
     log.create_topics(&[TopicSpec {
         name: input.topic.to_string(),
         partitions: input.partitions.max(named),
-        config: BTreeMap::new(),
+        // The case says when its records were written: nobody's clock is to be doubted.
+        config: BTreeMap::from([("message.timestamp.after.max.ms".to_string(), (i64::MAX - 1).to_string())]),
     }])?;
     let mut producer = log.producer()?;
     for record in &input.records {
