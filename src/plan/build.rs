@@ -497,6 +497,14 @@ fn prune(
     Ok(())
 }
 
+fn notes(name: &str, view: &View) -> impl Iterator<Item = String> {
+    view.respelled.iter().map(move |(written, column)| {
+        format!(
+            "in '{name}', {written} is the column \"{column}\"; a name in double quotes keeps its letters"
+        )
+    })
+}
+
 /// The group columns that a view's SELECT has left out; one edge of the window is enough.
 fn lost_key(facts: &Facts) -> Vec<&str> {
     missing(facts, |key| key.column.is_some())
@@ -572,6 +580,7 @@ fn assemble(
         stages,
         sinks,
         max_drift: settings.max_drift,
+        notes: views.iter().flat_map(|(name, view)| notes(name, view)).collect(),
     };
     plan.set_sink_grace();
     Ok(plan)

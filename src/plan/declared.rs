@@ -86,6 +86,8 @@ fn yaml_problem(file: &SourceFile<'_>, error: &Error) -> Problem {
             let help = if in_braces_after_comma(file.text, place) {
                 "between { } a comma begins the next entry: put what has commas into quotes, as in 'decimal(38,10)', or \
                  give it a line of its own"
+            } else if is_sql_after_key(file.text, place) {
+                "': ' and ' #' mean something to YAML: put the SQL below the key, 'v: |', on lines that are indented more"
             } else {
                 "'headwater schema' prints what stands where, 'headwater init' writes an example"
             };
@@ -100,6 +102,15 @@ fn in_braces_after_comma(text: &str, place: Place) -> bool {
     let line = text.lines().nth(place.line.saturating_sub(1)).unwrap_or_default();
     let before: String = line.chars().take(place.column.saturating_sub(1)).collect();
     before.rsplit_once('{').is_some_and(|(_, inside)| !inside.contains('}') && inside.contains(','))
+}
+
+/// Whether SQL stands on the line of its key, outside quotes.
+fn is_sql_after_key(text: &str, place: Place) -> bool {
+    let line = text.lines().nth(place.line.saturating_sub(1)).unwrap_or_default();
+    line.split_once(':').is_some_and(|(_, sql)| {
+        let first = sql.split_whitespace().next().unwrap_or_default().to_lowercase();
+        matches!(first.as_str(), "select" | "with")
+    })
 }
 
 /// What the parser says, in a user's words; the place stands before it.
@@ -124,6 +135,12 @@ pub(super) fn settings(file: &SourceFile<'_>, topology: &Topology, problems: &mu
         retention: duration(&topology.retention, "7d"),
         max_drift: duration(&topology.max_drift, "1h"),
     }
+}
+
+/// The column that a name with dots leads into.
+fn column_of_field<'a>(columns: &'a [Column], name: &str) -> Option<&'a Column> {
+    let (column, _) = name.split_once('.')?;
+    columns.iter().find(|known| known.name == column)
 }
 
 /// The sources in the order of their names.
@@ -216,6 +233,16 @@ fn source(
                     "the timestamp types are timestamp, timestamp_ms, timestamp_us, timestamp_s".to_string(),
                 ),
             )),
+            None if types_read && column_of_field(&columns, &event_time.value).is_some() => {
+                problems.push(file.problem(
+                    event_time.referenced,
+                    format!("'{}' is a field of a struct, and the event time is a top-level column", event_time.value),
+                    Some(
+                        "the producer writes it beside, or leave event_time out: then it is the record's timestamp"
+                            .to_string(),
+                    ),
+                ));
+            }
             None if types_read => problems.push(file.problem(
                 event_time.referenced,
                 format!("'{}' has no column '{}'", name.value, event_time.value),

@@ -76,6 +76,8 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     pub sinks: Vec<SinkPlan>,
     pub max_drift: Micros,
+    /// What its writer may want to know: names that were read in other letters.
+    pub notes: Vec<String>,
 }
 
 impl Plan {

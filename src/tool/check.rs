@@ -85,7 +85,7 @@ fn how(sink: &SinkPlan) -> &'static str {
 }
 
 fn describe(file: &Path, plan: &Plan, out: &mut Printer) -> Result<()> {
-    out.line(&format!("{}: the topology '{}' is right ({})", file.display(), plan.name, plan.fingerprint))?;
+    out.line(&format!("{}: the topology '{}' is valid ({})", file.display(), plan.name, plan.fingerprint))?;
     for source in &plan.sources {
         let columns: Vec<&str> = source.read.iter().map(|column| column.name.as_str()).collect();
         out.line(&format!("  source {} reads {}: {}", source.name, source.topic, columns.join(", ")))?;
@@ -101,6 +101,9 @@ fn describe(file: &Path, plan: &Plan, out: &mut Printer) -> Result<()> {
         if let Some(lake) = &sink.lake {
             out.line(&format!("  sink   {} goes to the lake as {}", sink.view, lake.table))?;
         }
+    }
+    for note in &plan.notes {
+        out.line(&format!("help: {note}"))?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
-use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion_common::{DFSchema, DFSchemaRef, DataFusionError, Result};
 use datafusion_expr::expr_rewriter::NamePreserver;
 use datafusion_expr::simplify::SimplifyContext;
@@ -15,7 +15,7 @@ use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 
 use super::context::{Context, type_name};
 use super::tumble::{Tumble, WINDOW_END, WINDOW_START};
-use super::{Catalog, SqlProblem, View, explain};
+use super::{Catalog, SqlProblem, View, division, explain, intervals, samples};
 use crate::operator::Function;
 use crate::record::Micros;
 
@@ -113,6 +113,23 @@ impl Facts {
     }
 }
 
+/// Puts our functions for those of DataFusion's whose types would mislead the coercion.
+pub(super) fn prepare(plan: LogicalPlan) -> Result<LogicalPlan> {
+    plan.transform_up(|node| {
+        let schema = match node.inputs().first() {
+            Some(input) => Arc::clone(input.schema()),
+            None => return Ok(Transformed::no(node)),
+        };
+        let names = NamePreserver::new(&node);
+        node.map_expressions(|expr| {
+            let name = names.save(&expr);
+            Ok(intervals::parts(expr, &schema)?.update_data(|expr| name.restore(expr)))
+        })?
+        .map_data(LogicalPlan::recompute_schema)
+    })
+    .data()
+}
+
 /// Casts whatever has a type that no column may have (text in views, other units of time) to the one that
 /// columns have, so that it can't come out of a view or stand in its state.
 pub(super) fn normalize(plan: LogicalPlan, context: &Context<'_>) -> Result<LogicalPlan> {
@@ -125,7 +142,10 @@ pub(super) fn normalize(plan: LogicalPlan, context: &Context<'_>) -> Result<Logi
             let names = NamePreserver::new(&node);
             node.map_expressions(|expr| {
                 let name = names.save(&expr);
-                Ok(plain_types(expr, &schema)?.update_data(|expr| name.restore(expr)))
+                let plain = plain_types(expr, &schema)?.data;
+                // Types may depend on what constants are: the scale of round(x, 2).
+                let simple = simplified(plain, &schema, context)?;
+                Ok(Transformed::yes(name.restore(simple)))
             })?
             .map_data(LogicalPlan::recompute_schema)
         })
@@ -133,8 +153,28 @@ pub(super) fn normalize(plan: LogicalPlan, context: &Context<'_>) -> Result<Logi
     Analyzer::new().execute_and_check(plain, context.config(), |_, _| {})
 }
 
+/// The expression with its constants computed; of an aggregate, its arguments.
+fn simplified(expr: Expr, schema: &DFSchema, context: &Context<'_>) -> Result<Expr> {
+    let is_aggregate = |expr: &Expr| Ok(matches!(expr, Expr::AggregateFunction(_)));
+    if !expr.exists(is_aggregate)? {
+        return simplify(expr, schema, context);
+    }
+    expr.transform_down(|expr| match expr {
+        Expr::AggregateFunction(_) => {
+            let arguments =
+                expr.map_children(|child| Ok(Transformed::yes(simplify(child, schema, context)?)))?;
+            Ok(Transformed::new(arguments.data, true, TreeNodeRecursion::Jump))
+        }
+        other => Ok(Transformed::no(other)),
+    })
+    .data()
+}
+
 fn plain_types(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     expr.transform_up(|expr| {
+        if let Expr::BinaryExpr(_) = &expr {
+            return Ok(Transformed::yes(division::checked(expr, schema)?));
+        }
         if !matches!(expr, Expr::ScalarFunction(_) | Expr::Cast(_) | Expr::TryCast(_) | Expr::Literal(..)) {
             return Ok(Transformed::no(expr));
         }
@@ -166,7 +206,8 @@ fn plain_type(data_type: &DataType) -> Option<DataType> {
 
 /// Type coercion and simplification of an expression that stands alone.
 pub(super) fn coerce(expr: Expr, schema: &DFSchema, context: &Context<'_>) -> Result<Expr> {
-    let coerced = simplifier(schema, context).coerce(expr, schema)?;
+    let prepared = intervals::parts(expr, schema)?.data;
+    let coerced = simplifier(schema, context).coerce(prepared, schema)?;
     let plain = plain_types(coerced, schema)?.data;
     simplify(plain, schema, context)
 }
@@ -229,7 +270,7 @@ pub(super) fn view(
         .get(&input)
         .map(|relation| read.iter().map(|index| relation.schema.field(*index).name().clone()).collect())
         .unwrap_or_default();
-    Ok(View { input, steps, schema, facts, read_names })
+    Ok(View { input, steps, schema, facts, read_names, respelled: Vec::new() })
 }
 
 struct Walk<'a> {
@@ -270,6 +311,7 @@ impl Walk<'_> {
                     .map(|expr| self.simplify(expr, input))
                     .collect::<std::result::Result<Vec<_>, _>>()?;
                 let from: Vec<Option<usize>> = exprs.iter().map(|expr| column(expr, input)).collect();
+                let exprs = self.typed(exprs, input, plan.schema())?;
                 self.project(exprs, input, plan.schema());
                 Ok((name, facts.project(&from)))
             }
@@ -283,6 +325,35 @@ impl Walk<'_> {
                 Err(self.cannot(text.split(':').next().unwrap_or_default()))
             }
         }
+    }
+
+    /// The expressions with the types that their columns have: simplification may have left other ones.
+    fn typed(
+        &self,
+        exprs: Vec<Expr>,
+        input: &DFSchemaRef,
+        output: &DFSchemaRef,
+    ) -> std::result::Result<Vec<Expr>, SqlProblem> {
+        let typed = exprs.into_iter().zip(output.fields()).map(|(expr, field)| {
+            let wanted = field.data_type();
+            let expr = match expr.get_type(input) {
+                Ok(found) if found != *wanted => cast(expr, wanted.clone()),
+                _ => expr,
+            };
+            match samples::evaluated(&expr, input) {
+                Some(found) if found != *wanted && found != DataType::Null => Err(self.problem(
+                    format!(
+                        "the column '{}' is planned as {} and would be computed as {}",
+                        field.name(),
+                        type_name(wanted),
+                        type_name(&found)
+                    ),
+                    format!("cast the functions in it: cast(… as {})", type_name(wanted)),
+                )),
+                _ => Ok(expr),
+            }
+        });
+        typed.collect()
     }
 
     /// Adds a projection, to the filter just below it if there is one.
@@ -432,7 +503,7 @@ impl Walk<'_> {
         let filter = params.filter.map(|filter| self.simplify(&filter, input)).transpose()?;
         let argument = match <[Expr; 1]>::try_from(params.args) {
             Ok([Expr::Literal(value, _)]) if function == Function::Count && !value.is_null() => None,
-            Ok([argument]) => Some(self.simplify(&argument, input)?),
+            Ok([argument]) => Some(self.simplify(&uncast(argument, function, input), input)?),
             Err(_) => {
                 return Err(self.problem(
                     format!("{} takes one argument", call.func.name()),
@@ -457,6 +528,18 @@ impl Walk<'_> {
             format!("{what} can't run as a stream"),
             "a view selects, filters, and aggregates over tumble windows",
         )
+    }
+}
+
+/// `avg(n)` of integers as they are: as floats they would be rounded before they are added.
+fn uncast(argument: Expr, function: Function, input: &DFSchema) -> Expr {
+    match argument {
+        Expr::Cast(inner)
+            if function == Function::Avg && inner.expr.get_type(input).is_ok_and(|of| of.is_integer()) =>
+        {
+            *inner.expr
+        }
+        other => other,
     }
 }
 

@@ -19,6 +19,7 @@ use datafusion_expr::{
 use datafusion_sql::sqlparser::ast;
 
 use super::arrays::Brackets;
+use super::intervals::Multiples;
 use super::json::JsonOperators;
 use super::names::FieldNames;
 use super::rewrites::REWRITTEN;
@@ -128,6 +129,7 @@ impl<'a> Context<'a> {
                 Arc::new(NamedCasts),
                 Arc::new(JsonOperators),
                 Arc::new(Brackets),
+                Arc::new(Multiples),
                 Arc::new(FieldNames),
                 Arc::new(datafusion_functions::core::planner::CoreFunctionPlanner::default()),
                 Arc::new(datafusion_functions::datetime::planner::DatetimeFunctionPlanner),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use datafusion_expr::ScalarUDF;
 
-use super::{arrays, json, texts};
+use super::{arrays, division, intervals, json, texts, zones};
 
 /// Other names of functions that DataFusion has.
 const ALIASES: [(&str, &str); 9] = [
@@ -30,6 +30,7 @@ pub(super) fn add(scalar: &mut BTreeMap<String, Arc<ScalarUDF>>) {
             scalar.entry(name).or_insert_with(|| Arc::clone(&function));
         }
     }
+    scalar.insert(zones::LOCAL.to_string(), zones::local());
     for (alias, name) in ALIASES {
         if let Some(function) = scalar.get(name).cloned() {
             scalar.entry(alias.to_string()).or_insert(function);
@@ -39,7 +40,11 @@ pub(super) fn add(scalar: &mut BTreeMap<String, Arc<ScalarUDF>>) {
 
 /// Those that stand for operators, which no user calls by name.
 pub(super) fn unnamed() -> BTreeMap<String, Arc<ScalarUDF>> {
-    let all = json::operators().into_iter().chain([texts::like_pattern()]);
+    let all = json::operators()
+        .into_iter()
+        .chain([texts::like_pattern(), zones::instant()])
+        .chain(division::functions())
+        .chain(intervals::functions());
     all.map(|function| (function.name().to_string(), function)).collect()
 }
 

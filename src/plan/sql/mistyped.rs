@@ -19,10 +19,14 @@ use datafusion_sql::sqlparser::tokenizer::Span;
 use super::arrays::no_field;
 use super::context::{Context, type_name};
 use super::dialect::Bounded;
-use super::{SqlProblem, chain, options, words};
+use super::{SqlProblem, chain, options, samples, words};
 
 /// What may help, the likelier first.
 const CASTS: [&str; 4] = ["double", "varchar", "timestamp", "bigint"];
+
+/// How an interval is written.
+pub(super) const INTERVALS: &str =
+    "write a number and a unit, interval '1 hour'; interval 'PT1H' and interval '01:00:00' are read, too";
 
 /// What is found, where the error can be of types: DataFusion says itself which column is not there.
 pub(super) fn unless_of_names(
@@ -34,12 +38,30 @@ pub(super) fn unless_of_names(
 
 pub(super) fn in_query(statement: &Statement, context: &Context<'_>) -> Option<SqlProblem> {
     let Statement::Query(outermost) = statement else { return None };
-    let mut search = Queries { context, with: outermost.with.as_ref(), known: 0 };
+    let mut search = Queries { context, judge: Judge::Types, with: outermost.with.as_ref(), known: 0 };
     statement.visit(&mut search).break_value()
 }
 
+/// What would fail for every record: functions whose constants do not do. The SQL is known to plan.
+pub(super) fn in_samples(statement: &Statement, context: &Context<'_>) -> Option<SqlProblem> {
+    let Statement::Query(outermost) = statement else { return None };
+    let mut search = Queries { context, judge: Judge::Samples, with: outermost.with.as_ref(), known: 0 };
+    statement.visit(&mut search).break_value()
+}
+
+pub(super) fn in_sampled(expr: &Expr, schema: &DFSchema, context: &Context<'_>) -> Option<SqlProblem> {
+    expr.visit(&mut Expressions { schema, judge: Judge::Samples, context }).break_value()
+}
+
+/// What is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judge {
+    Types,
+    Samples,
+}
+
 pub(super) fn in_expression(expr: &Expr, schema: &DFSchema, context: &Context<'_>) -> Option<SqlProblem> {
-    expr.visit(&mut Expressions { schema, context }).break_value()
+    expr.visit(&mut Expressions { schema, judge: Judge::Types, context }).break_value()
 }
 
 /// A column that only the SELECT names seems to be missing, too.
@@ -50,6 +72,7 @@ fn is_of_names(error: &DataFusionError) -> bool {
 /// Walks over the queries, those within others first.
 struct Queries<'a> {
     context: &'a Context<'a>,
+    judge: Judge,
     with: Option<&'a With>,
     /// So many of WITH's tables stand before the query at hand.
     known: usize,
@@ -62,7 +85,7 @@ impl Visitor for Queries<'_> {
         if let SetExpr::Select(select) = query.body.as_ref()
             && let Some(schema) = self.rows_before(query)
         {
-            let mut search = Expressions { schema: &schema, context: self.context };
+            let mut search = Expressions { schema: &schema, judge: self.judge, context: self.context };
             select.projection.visit(&mut search)?;
             select.selection.visit(&mut search)?;
             select.group_by.visit(&mut search)?;
@@ -102,6 +125,7 @@ impl Queries<'_> {
 /// Walks over the expressions of one query, those within others first.
 struct Expressions<'a> {
     schema: &'a DFSchema,
+    judge: Judge,
     context: &'a Context<'a>,
 }
 
@@ -109,6 +133,12 @@ impl Visitor for Expressions<'_> {
     type Break = SqlProblem;
 
     fn post_visit_expr(&mut self, expr: &Expr) -> ControlFlow<SqlProblem> {
+        if self.judge == Judge::Samples {
+            return match self.fails_always(expr) {
+                Some(problem) => ControlFlow::Break(problem),
+                None => ControlFlow::Continue(()),
+            };
+        }
         match self.type_of(expr) {
             Err(error) if !is_of_names(&error) => ControlFlow::Break(self.explain(expr, &error)),
             _ => ControlFlow::Continue(()),
@@ -118,9 +148,23 @@ impl Visitor for Expressions<'_> {
 
 impl Expressions<'_> {
     fn type_of(&self, expr: &Expr) -> Result<DataType, DataFusionError> {
+        self.planned(expr)?.get_type(self.schema)
+    }
+
+    fn planned(&self, expr: &Expr) -> Result<datafusion_expr::Expr, DataFusionError> {
         let planner = SqlToRel::new_with_options(self.context, options());
         let planned = planner.sql_to_expr(expr.clone(), self.schema, &mut PlannerContext::new())?;
-        chain::coerce(planned, self.schema, self.context)?.get_type(self.schema)
+        chain::coerce(planned, self.schema, self.context)
+    }
+
+    fn fails_always(&self, expr: &Expr) -> Option<SqlProblem> {
+        if !matches!(expr, Expr::Function(_) | Expr::Extract { .. } | Expr::Cast { .. }) {
+            return None;
+        }
+        // An aggregate, or a name that another part of the query gives.
+        let planned = self.planned(expr).ok()?;
+        let message = samples::fails_always(&planned, self.schema)?;
+        Some(problem(expr.span(), message, None))
     }
 
     fn explain(&self, expr: &Expr, error: &DataFusionError) -> SqlProblem {
@@ -133,11 +177,9 @@ impl Expressions<'_> {
             return problem(expr.span(), message, help);
         }
         match expr {
-            Expr::Interval(interval) => SqlProblem::at(
-                interval.value.span(),
-                format!("{} is no interval", interval.value),
-                "write a number and a unit: interval '1 hour'",
-            ),
+            Expr::Interval(interval) => {
+                SqlProblem::at(interval.value.span(), format!("{} is no interval", interval.value), INTERVALS)
+            }
             Expr::TypedString(typed) => {
                 let name = typed.data_type.to_string().to_lowercase();
                 problem(typed.value.span, format!("{} is no {name}", typed.value), None)
@@ -222,7 +264,7 @@ fn problem(place: Span, message: String, help: Option<String>) -> SqlProblem {
 }
 
 /// DataFusion's first line, without the names of its parts.
-fn bare(error: &DataFusionError) -> String {
+pub(super) fn bare(error: &DataFusionError) -> String {
     let text = error.find_root().strip_backtrace();
     let mut text = text.lines().next().unwrap_or_default();
     for part in

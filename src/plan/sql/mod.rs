@@ -11,16 +11,21 @@ mod chain;
 mod context;
 mod depth;
 mod dialect;
+mod division;
+mod formats;
 mod functions;
+mod intervals;
 mod json;
 mod mistyped;
 mod names;
 mod refuse;
 mod rewrites;
 mod rowwise;
+mod samples;
 mod texts;
 mod tumble;
 mod words;
+mod zones;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -88,6 +93,8 @@ pub(super) struct View {
     pub facts: Facts,
     /// The columns of the input that the steps read.
     pub read_names: Vec<String>,
+    /// Names as they are written, with the columns in other letters that they stand for.
+    pub respelled: Vec<(String, String)>,
 }
 
 pub(super) fn parse(sql: &str) -> Result<Query, SqlProblem> {
@@ -125,10 +132,15 @@ pub(super) fn resolve(query: &Query, catalog: &Catalog) -> Result<View, SqlProbl
         mistyped::unless_of_names(&error, mistyped)
             .unwrap_or_else(|| names::explain_quotes(explain(&error, catalog), &statement))
     };
-    let plan = planned.map_err(explain)?;
+    let plan = planned.and_then(chain::prepare).map_err(explain)?;
+    if let Some(problem) = mistyped::in_samples(&statement, &context) {
+        return Err(problem);
+    }
     let analyzed = Analyzer::new().execute_and_check(plan, context.config(), |_, _| {}).map_err(explain)?;
     let analyzed = chain::normalize(analyzed, &context).map_err(explain)?;
-    chain::view(&analyzed, catalog, &context, query.group_by).map_err(|problem| match problem.line {
+    let view = chain::view(&analyzed, catalog, &context, query.group_by);
+    let respelled = names::respelled(&query.statement, &statement);
+    view.map(|view| View { respelled, ..view }).map_err(|problem| match problem.line {
         // Of values in the SQL: they are looked at last.
         0 => mistyped().unwrap_or(problem),
         _ => problem,
@@ -172,6 +184,9 @@ pub(super) fn predicate(
             .unwrap_or_else(|| names::explain_quotes(explain(&error, &catalog), &parsed))
     };
     let expr = planned.map_err(explain)?;
+    if let Some(problem) = mistyped::in_sampled(&parsed, &schema, &context) {
+        return Err(problem);
+    }
     let expr = chain::coerce(expr, &schema, &context).map_err(explain)?;
     match expr.get_type(&schema).map_err(explain)? {
         DataType::Boolean | DataType::Null => {}
@@ -198,7 +213,11 @@ pub(super) fn physical(expr: &Expr, schema: &DFSchema) -> Result<Arc<dyn Physica
 }
 
 fn options() -> ParserOptions {
-    ParserOptions::new().with_collect_spans(true).with_map_string_types_to_utf8view(false)
+    // 0.1 is a decimal, as in PostgreSQL: 0.05 + 0.10 = 0.15.
+    ParserOptions::new()
+        .with_collect_spans(true)
+        .with_map_string_types_to_utf8view(false)
+        .with_parse_float_as_decimal(true)
 }
 
 /// Reads tokens, without the word TABLE in `tumble(TABLE departures, …)`, which the parser does not know.
@@ -305,7 +324,11 @@ fn explain(error: &DataFusionError, catalog: &Catalog) -> SqlProblem {
         problem.help = Some("give them different names with `as`".to_string());
         return problem;
     }
-    problem.message = text.lines().next().unwrap_or_default().to_string();
+    problem.message = mistyped::bare(error);
+    if let Some(interval) = problem.message.strip_prefix("Invalid input syntax for type interval: ") {
+        problem.message = format!("{} is no interval", interval.replace('"', "'"));
+        problem.help = Some(mistyped::INTERVALS.to_string());
+    }
     problem
 }
 

@@ -52,6 +52,42 @@ pub(super) fn quote(sql: &mut impl VisitMut, error: &DataFusionError) -> bool {
     quotes.changed
 }
 
+/// The columns whose names [`quote`] has put for those that were written, with the latter, each once.
+pub(super) fn respelled(written: &impl Visit, quoted: &impl Visit) -> Vec<(String, String)> {
+    let names = Names::of(written).into_iter().zip(Names::of(quoted));
+    let mut changed: Vec<(String, String)> = names
+        .filter(|(before, after)| before.quote_style != after.quote_style)
+        .map(|(before, after)| (before.value, after.value))
+        .collect();
+    changed.sort();
+    changed.dedup();
+    changed
+}
+
+/// All names in expressions, in their order.
+struct Names(Vec<Ident>);
+
+impl Names {
+    fn of(sql: &impl Visit) -> Vec<Ident> {
+        let mut names = Self(Vec::new());
+        let _: ControlFlow<()> = sql.visit(&mut names);
+        names.0
+    }
+}
+
+impl Visitor for Names {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        match expr {
+            Expr::Identifier(name) => self.0.push(name.clone()),
+            Expr::CompoundIdentifier(names) => self.0.extend(names.iter().cloned()),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+}
+
 /// Which query a walk is in, by its number in the order of their beginnings; 0: in none.
 #[derive(Default)]
 struct Level {

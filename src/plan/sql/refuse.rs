@@ -425,7 +425,6 @@ fn through_nanoseconds(name: &str) -> Option<&'static str> {
         "to_timestamp" | "to_timestamp_nanos" => {
             Some("use cast(x as timestamp) for text, to_timestamp_micros(x) for integers")
         }
-        "to_local_time" => Some("all timestamps are UTC already"),
         _ => None,
     }
 }

@@ -12,8 +12,8 @@ use datafusion_sql::sqlparser::ast::{
 };
 use datafusion_sql::sqlparser::tokenizer::Span;
 
-use super::SqlProblem;
 use super::texts::{LIKE_PATTERN, backslashes};
+use super::{SqlProblem, formats, intervals, zones};
 
 /// Where `time_bucket` begins to count: a Monday, as in TimescaleDB and DuckDB.
 const BUCKETS_BEGIN: &str = "2000-01-03T00:00:00";
@@ -44,6 +44,18 @@ impl VisitorMut for Rewrites {
                     Err(problem) => ControlFlow::Break(problem),
                 };
             }
+            Expr::AtTimeZone { timestamp, time_zone } => {
+                let name = if is_instant(timestamp) { zones::LOCAL } else { zones::INSTANT };
+                Some(call(
+                    name,
+                    timestamp.span(),
+                    vec![timestamp.as_ref().clone(), time_zone.as_ref().clone()],
+                ))
+            }
+            Expr::Interval(interval) => {
+                in_words(interval);
+                None
+            }
             Expr::CompoundFieldAccess { access_chain, .. } => {
                 access_chain.iter_mut().for_each(field_in_quotes);
                 None
@@ -59,6 +71,58 @@ impl VisitorMut for Rewrites {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// What an AT TIME ZONE has made, or a timestamp with time zone: an instant, which another one makes a local time.
+fn is_instant(expr: &Expr) -> bool {
+    let with_zone = |data_type: &ast::DataType| {
+        use ast::TimezoneInfo::{Tz, WithTimeZone};
+        matches!(data_type, ast::DataType::Timestamp(_, Tz | WithTimeZone))
+    };
+    match expr {
+        Expr::Nested(inner) => is_instant(inner),
+        // The rewrites go from within.
+        Expr::Function(function) => function.name.to_string() == zones::INSTANT,
+        Expr::Cast { data_type, .. } => with_zone(data_type),
+        Expr::TypedString(typed) => with_zone(&typed.data_type),
+        _ => false,
+    }
+}
+
+/// Makes `interval 'PT1H'` and `interval '01:00'` to `interval '1 hours'`.
+fn in_words(interval: &mut ast::Interval) {
+    if let Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(text), .. }) = interval.value.as_mut()
+        && interval.leading_field.is_none()
+        && let Some(words) = intervals::in_words(text)
+    {
+        *text = words;
+    }
+}
+
+/// Makes the patterns of PostgreSQL in `to_char(x, 'YYYY-MM-DD')` to those of strftime.
+fn format(function: &mut Function) -> Result<(), SqlProblem> {
+    const HELP: &str = "write YYYY, MM, DD, HH24, MI, SS, MS, US, Mon, Dy and the like, other letters in double quotes; or strftime's %Y-%m-%d";
+    let FunctionArguments::List(list) = &mut function.args else { return Ok(()) };
+    match list.args.get_mut(1) {
+        Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(ValueWithSpan {
+            value: Value::SingleQuotedString(text),
+            span,
+        })))) => match formats::strftime(text) {
+            Ok(format) => *text = format,
+            Err(wrong) => {
+                return Err(SqlProblem::at(*span, format!("to_char knows no pattern '{wrong}'"), HELP));
+            }
+        },
+        Some(other) => {
+            return Err(SqlProblem::at(
+                other.span(),
+                "to_char's second argument is a format in quotes",
+                HELP,
+            ));
+        }
+        None => {}
+    }
+    Ok(())
 }
 
 /// Makes `items[1].qty` to `items[1]['qty']`.
@@ -109,8 +173,11 @@ pub(super) const REWRITTEN: [(&str, &str); 4] = [
     ("time_bucket", "time_bucket(interval '15 minutes', at), with an origin as a third argument if need be"),
 ];
 
-fn rewritten(function: &Function) -> Result<Option<Expr>, SqlProblem> {
+fn rewritten(function: &mut Function) -> Result<Option<Expr>, SqlProblem> {
     let name = function.name.to_string().to_lowercase();
+    if name == "to_char" {
+        format(function)?;
+    }
     let Some((name, usage)) = REWRITTEN.iter().find(|(known, _)| *known == name) else { return Ok(None) };
     let place = function.name.span();
     let expression = plain_arguments(function).and_then(|arguments| expression_of(name, place, arguments));

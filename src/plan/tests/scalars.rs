@@ -331,3 +331,82 @@ fn columns_are_left_out_of_a_star() {
     assert_eq!(names(&format!("select t.* except (s) from {few} t")), ["id", "n"]);
     assert_eq!(names(&format!("select * replace (n + 1 as n) from {few}")), ["id", "n", "s"]);
 }
+
+#[test]
+fn numbers_that_are_written_out_are_decimals() {
+    give(&[
+        ("m = 2.5", json!(true)),
+        ("m > 2.50", json!(false)),
+        ("0.05 + 0.10 = 0.15", json!(true)),
+        ("0.5 * 0.11", json!("0.055")),
+        ("d * 2.0", json!(3.0)),
+        ("1e3 + 1", json!("1001")),
+        ("round(m, 1)", json!("2.5")),
+        ("round(m)", json!("3")),
+        ("round(m * 1.015, 2)", json!("2.54")),
+        ("round(d, 0)", json!(2.0)),
+    ]);
+    let rounded = "select window_end, round(avg(m), 2) as mean, round(sum(m), 1) as total, max(round(m, 1)) as top from tumble(s, ts, interval '1 hour') group by window_end";
+    let plan = orders(rounded).unwrap();
+    let types: Vec<String> =
+        plan.sinks[0].schema.fields().iter().map(|field| field.data_type().to_string()).collect();
+    assert!(types[1].contains(", 2)") && types[2].contains(", 1)") && types[3].contains(", 1)"), "{types:?}");
+    let nested = "select a + 1 as b from (select round(m, 1) as a from s)";
+    assert_eq!(rows(nested, &[RECORD]), [json!({"b": "3.5"})]);
+}
+
+#[test]
+fn times_have_the_parts_formats_and_zones_of_postgresql() {
+    give(&[
+        ("date_part('epoch', ts - timestamp '2024-02-29T23:47:28.5')", json!(2.5)),
+        ("date_part('second', ts - timestamp '2024-02-29T22:35:56.1')", json!(34.9)),
+        ("extract(microsecond from ts - timestamp '2024-02-29T22:35:56.1')", json!(34_900_000)),
+        ("date_part('millisecond', ts - timestamp '2024-01-30T23:47:31')", json!(0.0)),
+        ("date_part('day', ts - timestamp '2024-01-30T22:47:31')", json!(30)),
+        ("date_part('hour', ts - timestamp '2024-01-30T22:47:31')", json!(1)),
+        ("date_part('second', ts - timestamp '2024-02-29T22:35:56.1') > 34.5", json!(true)),
+        ("date_part('month', interval '1 year 14 months')", json!(2)),
+        ("date_part('hour', ts)", json!(23)),
+        ("to_char(ts, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS')", json!("2024-02-29T23:47:31.000")),
+        ("to_char(ts, '%d.%m.%y')", json!("29.02.24")),
+        ("ts + n * interval '1 hour'", json!("2024-02-29T20:47:31Z")),
+        ("ts + interval '1 day' * 0.5", json!("2024-03-01T11:47:31Z")),
+        ("ts + interval 'PT1H30M' - interval '01:30:00'", json!("2024-02-29T23:47:31Z")),
+        ("ts at time zone 'UTC' at time zone 'Europe/Berlin'", json!("2024-03-01T00:47:31Z")),
+        ("(ts at time zone 'UTC') at time zone '+02:00'", json!("2024-03-01T01:47:31Z")),
+        ("ts at time zone 'Europe/Berlin'", json!("2024-02-29T22:47:31Z")),
+        ("to_local_time(timestamp '2024-03-31T01:00:00', 'Europe/Zurich')", json!("2024-03-31T03:00:00Z")),
+        // Twice in autumn, never in spring.
+        ("timestamp '2024-10-27T02:30:00' at time zone 'Europe/Zurich'", json!("2024-10-27T01:30:00Z")),
+        ("timestamp '2024-03-31T02:30:00' at time zone 'Europe/Zurich'", json!("2024-03-31T01:30:00Z")),
+    ]);
+    assert_eq!(refused("to_char(ts, 'YYYY-Month')").0, "to_char knows no pattern 'Month'");
+    assert_eq!(refused("date_part('foo', ts - ts)").0, "an interval has no part 'foo'");
+    let window = "select window_end, count(*) as c from tumble(s, ts, interval 'SIZE') group by window_end";
+    for size in ["01:30:00", "PT1H30M", "90 minutes"] {
+        assert!(orders(&window.replace("SIZE", size)).is_ok(), "{size}");
+    }
+    let error = orders(&window.replace("SIZE", "1:2:3:4")).unwrap_err();
+    assert_eq!(error.problems()[0].message, "'1:2:3:4' is no interval");
+}
+
+#[test]
+fn what_fails_for_every_record_is_refused() {
+    for expr in [
+        "date_trunc('decade', ts)",
+        "extract(century from ts)",
+        "ts at time zone 'Mars/Base'",
+        "date_bin(interval '1 month', ts)",
+        "to_char(ts, '%Q')",
+        "make_date(2024, 2, 30)",
+        "make_time(n, 61, 0)",
+        "regexp_extract('abc', '(b)', 2)",
+        "case when b then make_date(2024, 13, 1) end",
+    ] {
+        let (message, _) = refused(expr);
+        assert!(!message.contains("Arrow") && !message.contains("DataFusion"), "{expr}: {message}");
+    }
+    for expr in ["make_date(2024, n, 1)", "cast(s as bigint)", "date_trunc('hour', ts)", "n / (id - 7)"] {
+        assert!(orders(&format!("select {expr} as x from s")).is_ok(), "{expr}");
+    }
+}
