@@ -7,6 +7,8 @@ COPY src src
 COPY tests tests
 COPY benches benches
 COPY topologies topologies
+COPY docs/openapi.json docs/openapi.json
+COPY web/dist web/dist
 RUN cargo build --release --locked --features tls --bin headwater
 
 FROM debian:bookworm-slim

@@ -54,6 +54,8 @@ struct Inner {
     tasks: BTreeMap<TopicPartition, TaskProgress>,
     commits: u64,
     aborts: u64,
+    /// When the last epoch was aborted, and why.
+    last_abort: Option<(Instant, String)>,
     /// Seconds that each of the last commits took, the oldest first.
     commit_seconds: VecDeque<f64>,
     last_commit: Option<Instant>,
@@ -99,6 +101,10 @@ impl Progress {
     /// How long ago this process committed; `None`: it never has.
     pub fn commit_age(&self) -> Option<Duration> {
         self.read(|inner| inner.last_commit.map(|at| at.elapsed()))
+    }
+    /// How long ago this process aborted an epoch, and why; `None`: it never has.
+    pub fn last_abort(&self) -> Option<(Duration, String)> {
+        self.read(|inner| inner.last_abort.as_ref().map(|(at, why)| (at.elapsed(), why.clone())))
     }
     /// What this process has counted since it began, by source. Unlike [`Self::counters`] it never goes back.
     pub fn processed(&self) -> BTreeMap<Arc<str>, Counters> {
@@ -197,8 +203,11 @@ impl Progress {
             inner.commit_seconds.push_back(seconds);
         });
     }
-    pub(crate) fn aborted(&self) {
-        self.write(|inner| inner.aborts += 1);
+    pub(crate) fn aborted(&self, why: &str) {
+        self.write(|inner| {
+            inner.aborts += 1;
+            inner.last_abort = Some((Instant::now(), why.to_owned()));
+        });
     }
     pub(crate) fn warn(&self, counts: &BTreeMap<Arc<str>, u64>) {
         if counts.is_empty() {

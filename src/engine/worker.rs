@@ -444,7 +444,7 @@ impl Worker {
             tracing::warn!("the epoch was aborted {} times in a row and is done again: {why}", self.aborts);
             self.shared.machine.pause(ABORT_PAUSE * (self.aborts - ABORTS_NOTED + 1).min(10));
         }
-        self.shared.progress.aborted();
+        self.shared.progress.aborted(why);
         self.outputs.clear();
         let epoch = self.epoch.take();
         // What was read before goes on from before: it will be read again.

@@ -13,7 +13,7 @@ use super::error::{PlanError, Problem, SourceFile, suggest};
 use super::sql::{self, Catalog, Facts, Query, Relation, SqlProblem, View};
 use super::stages::Builder;
 use super::topology::{Emit, Sink, Topology};
-use super::{LakePartition, LakeSink, Plan, SinkPlan, SourcePlan, TopicSink, fingerprint, pruned};
+use super::{LakePartition, LakeSink, Plan, SinkPlan, SourcePlan, TopicSink, fingerprint, pruned, written};
 use crate::operator::CheckSpec;
 use crate::record::{Column, Micros};
 
@@ -58,7 +58,7 @@ impl Planner<'_> {
         let planned = prune(&sources, &pruned, &mut views, &mut checks)
             .and_then(|()| assemble(name, &settings, &sources, &pruned, &views, checks, sinks));
         match planned {
-            Ok(plan) => Some(plan),
+            Ok(plan) => Some(Plan { views: written::views(self.topology, &queries, &views), ..plan }),
             Err(error) => {
                 let message = format!("the topology cannot be planned: {}", error.strip_backtrace());
                 self.problem(&self.topology.name.referenced, message, None);
@@ -579,6 +579,7 @@ fn assemble(
         sources: source_plans,
         stages,
         sinks,
+        views: Vec::new(),
         max_drift: settings.max_drift,
         notes: views.iter().flat_map(|(name, view)| notes(name, view)).collect(),
     };

@@ -13,6 +13,7 @@ mod pruned;
 mod sql;
 mod stages;
 mod topology;
+mod written;
 
 use std::sync::Arc;
 
@@ -75,9 +76,22 @@ pub struct Plan {
     /// Ingest stages first, one per source that a sink needs; then keyed stages, upstream ones first.
     pub stages: Vec<Stage>,
     pub sinks: Vec<SinkPlan>,
+    /// The views that sinks need, in the order of their names, for those who read the topology.
+    pub views: Vec<ViewPlan>,
     pub max_drift: Micros,
     /// What its writer may want to know: names that were read in other letters.
     pub notes: Vec<String>,
+}
+
+/// A view as its file has it.
+#[derive(Clone, Debug)]
+pub struct ViewPlan {
+    pub name: Arc<str>,
+    /// The sources and views that its SQL names.
+    pub reads: Vec<Arc<str>>,
+    pub sql: Arc<str>,
+    /// Their names and types, as SQL has them.
+    pub columns: Vec<(String, String)>,
 }
 
 impl Plan {

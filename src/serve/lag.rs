@@ -307,6 +307,11 @@ impl LagReport {
         self.partitions.iter().map(|partition| partition.lag_records).sum()
     }
 
+    /// Age of the oldest unread record, over all partitions; `None` where it is not known of any.
+    pub fn oldest_unread_seconds(&self) -> Option<f64> {
+        self.partitions.iter().filter_map(|partition| partition.lag_seconds_log).reduce(f64::max)
+    }
+
     /// The counters of all origins, as committed.
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();

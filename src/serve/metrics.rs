@@ -16,7 +16,8 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
 
-use super::{LagReport, PaceMeter, PartitionLag, lag};
+use super::history::{Ends, History};
+use super::{LagReport, PaceMeter, PartitionLag, Result, lag};
 use crate::engine::{Progress, TaskProgress, TaskRole};
 use crate::log::Log;
 use crate::plan::{Plan, StageInput};
@@ -39,9 +40,17 @@ pub struct Watched {
     pub progress: Progress,
 }
 
-/// Renders what `/metrics` shows.
+/// Somebody who asked within this time looks at the page.
+const PAGE_OPEN: Duration = Duration::from_secs(15);
+
+/// Renders what `/metrics` shows, and remembers what the page shows.
 pub struct Metrics {
-    watched: Arc<Watched>,
+    pub watched: Arc<Watched>,
+    /// When this process began to be watched.
+    pub began: SystemTime,
+    history: Mutex<History>,
+    /// When the API was last asked about the topology.
+    page_asked: Mutex<Option<Instant>>,
     lag: Mutex<Option<SeenLag>>,
     pace: Mutex<PaceMeter>,
     commits: Mutex<Commits>,
@@ -72,6 +81,9 @@ impl Metrics {
         });
         Self {
             watched,
+            began: SystemTime::now(),
+            history: Mutex::default(),
+            page_asked: Mutex::default(),
             lag: Mutex::default(),
             pace: Mutex::default(),
             commits: Mutex::new(Commits { recorder, seen: 0 }),
@@ -80,10 +92,20 @@ impl Metrics {
 
     /// Looks the lag up; it takes as long as the brokers do.
     pub fn refresh_lag(&self) {
-        match lag(&self.watched.plan, &*self.watched.log) {
-            Ok(mut report) => {
+        let looked = lag(&self.watched.plan, &*self.watched.log).and_then(|report| {
+            // Nobody else asks for these.
+            let ends = if self.is_page_open() { self.sink_ends()? } else { Ends::new() };
+            Ok((report, ends))
+        });
+        let at_ms = unix_ms(SystemTime::now());
+        if let Err(error) = &looked {
+            lock(&self.history).failed(at_ms, error.to_string());
+        }
+        match looked {
+            Ok((mut report, ends)) => {
                 report.pace = lock(&self.pace).look(Instant::now(), &report);
-                self.set_lag(report);
+                self.set_lag(&report);
+                lock(&self.history).look(Instant::now(), at_ms, report, ends);
             }
             // Before the first success the topology itself stops over the same error, or says what is amiss.
             Err(error) if lock(&self.lag).is_none() => {
@@ -94,11 +116,37 @@ impl Metrics {
         self.observe_commits();
     }
 
-    fn set_lag(&self, report: LagReport) {
+    /// How long the sinks' topics are, those that exist.
+    fn sink_ends(&self) -> Result<Ends> {
+        let Watched { plan, log, .. } = &*self.watched;
+        let mut ends = Ends::new();
+        for topic in plan.sinks.iter().filter_map(|sink| Some(&sink.topic.as_ref()?.topic)) {
+            for partition in 0..log.partitions(topic)?.unwrap_or(0) {
+                let bounds = log.bounds(&TopicPartition::new(Arc::clone(topic), partition))?;
+                *ends.entry(Arc::clone(topic)).or_default() += bounds.end;
+            }
+        }
+        Ok(ends)
+    }
+
+    /// Says that somebody looks at the page.
+    pub fn page_asked(&self) {
+        *lock(&self.page_asked) = Some(Instant::now());
+    }
+
+    pub fn is_page_open(&self) -> bool {
+        lock(&self.page_asked).is_some_and(|at| at.elapsed() < PAGE_OPEN)
+    }
+
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        lock(&self.history)
+    }
+
+    fn set_lag(&self, report: &LagReport) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let eta_seconds = report.pace.and_then(|pace| pace.eta_seconds);
         let by_partition =
-            report.partitions.into_iter().map(|partition| (partition.name(), partition)).collect();
+            report.partitions.iter().map(|partition| (partition.name(), partition.clone())).collect();
         *lock(&self.lag) =
             Some(SeenLag { at: Instant::now(), unix_seconds: unix.as_secs_f64(), by_partition, eta_seconds });
     }
@@ -396,6 +444,11 @@ fn describe() {
         "Rows that failed a check with 'otherwise: warn'"
     );
     describe_gauge!("headwater_build_info", Unit::Count, "Always 1; the version is a label");
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,7 +5,11 @@
 //! pace.rs     how fast that changes, and when it will be caught up
 //! text.rs     tables, durations and times as people read them
 //! metrics.rs  the same numbers by Prometheus' names, for the partitions that this process has
-//! http.rs     /metrics, /healthz, /readyz
+//! history.rs  looks at the lag, and what happens a second between them
+//! http.rs     the page, its API, /metrics, /healthz, /readyz
+//! guard.rs    who is answered
+//! assets.rs   the page's files
+//! api/        what the page asks for: /api/v1, documented in docs/openapi.json
 //! ```
 //! Invariant: watching changes nothing: no group is joined, nothing is committed.
 //! Invariant: a key of a record is never a label.
@@ -15,10 +19,16 @@ use std::io;
 use crate::engine::EngineError;
 use crate::log::LogError;
 
+pub mod api;
+mod assets;
+mod guard;
+mod history;
 mod http;
 mod lag;
 mod metrics;
 mod pace;
+#[cfg(test)]
+mod page_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod text;

@@ -313,16 +313,16 @@ fn task(role: TaskRole, source: Option<&str>, counters: Counters) -> TaskProgres
     }
 }
 
-fn get(server: &Server, path: &str) -> (u16, String) {
+pub(super) fn get(server: &Server, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(server.address()).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
     (status, answer.split_once("\r\n\r\n").unwrap().1.to_string())
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "waited for: {what}");
@@ -357,7 +357,7 @@ fn a_process_serves_its_own_partitions_and_says_when_it_is_ready() {
     progress.committed(0.003);
     progress.committed(0.3);
     progress.checkpointed(&hourly, 17, 4096, 0.5);
-    progress.aborted();
+    progress.aborted("the broker was away");
     progress.warn(&BTreeMap::from([("has_shop".into(), 2)]));
     assert_eq!(get(&server, "/readyz"), (200, "ready\n".into()));
 

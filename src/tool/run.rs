@@ -79,7 +79,11 @@ pub fn run(config: &Config, file: &Path, end: End, out: &mut Printer) -> Result<
     let progress = Progress::default();
     let watched_here =
         Watched { plan: Arc::clone(&plan), log: Arc::clone(&cluster.log), progress: progress.clone() };
-    let _metrics = Server::start_or_warn(&config.http.listen, Arc::new(watched_here));
+    let served = Server::start_or_warn(&config.http.listen, Arc::new(watched_here));
+    if let (Some(server), false) = (&served, out.json()) {
+        out.line(&format!("the page is at http://{}/", server.address()))?;
+        out.flush()?;
+    }
     let report = watched(&plan, &cluster, &options(config, end), &progress, &stop, out)?;
     finish(&plan, &report, &progress, out)?;
     if end != End::None && !report.reached_end {

@@ -91,7 +91,7 @@ pub(super) fn function_names() -> Vec<String> {
 }
 
 /// A type as SQL spells it, for messages.
-pub(super) fn type_name(data_type: &DataType) -> String {
+pub(in crate::plan) fn type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::Int64 => "bigint".into(),
         DataType::Int32 => "integer".into(),

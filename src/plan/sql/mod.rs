@@ -42,6 +42,7 @@ use datafusion_sql::sqlparser::ast::{self, Statement};
 use datafusion_sql::sqlparser::parser::{Parser, ParserError};
 use datafusion_sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan, Tokenizer, Whitespace};
 
+pub(super) use self::context::type_name;
 pub(super) use chain::{Edge, Facts, KeyColumn, Step, columns};
 pub(super) use refuse::COLUMNS_MAX;
 
