@@ -13,6 +13,8 @@
 //! in the same transaction. The Kafka transaction is the only commit. A **checkpoint** only shortens the
 //! fold over the log: recovery loads one at offset S, folds S..C with its output muted, and goes on from C.
 //!
+//! What people see of it comes from `serve`: metrics, and the page with its API, whose files are built from `web/`.
+//!
 //! # The rooms, in reading order
 //! A room imports only rooms above it; `tests/it/tidy.rs` holds that order.
 //!

@@ -1,7 +1,7 @@
 //! The page, its API, `/metrics`, `/healthz` and `/readyz`, on a small runtime in a thread of its own.
 //!
 //! Invariant: whatever happens here, the topology runs on: a port that is taken is a warning of `run`.
-//! Invariant: handlers only read memory; the brokers are asked by another thread.
+//! Invariant: handlers only read memory; the brokers are asked by other threads.
 //! Invariant: what one client can take is bounded: bytes and seconds of a request, seconds and number of connections.
 
 use std::net::{SocketAddr, TcpListener};
@@ -96,6 +96,8 @@ impl Server {
                     _ = stopped => {}
                 }
             });
+            // Who still waits for brokers is not waited for.
+            runtime.shutdown_background();
         };
         let thread =
             std::thread::Builder::new().name("http".into()).spawn(serve).map_err(ServeError::Http)?;

@@ -322,8 +322,13 @@ impl LagReport {
         sum
     }
 
-    /// One line that says how it stands.
+    /// One line that says how it stands, with the topology's name.
     pub fn summary(&self) -> String {
+        format!("{}: {}", self.topology, self.standing())
+    }
+
+    /// One line that says how it stands.
+    pub fn standing(&self) -> String {
         let behind: Vec<_> = self.partitions.iter().filter(|partition| partition.lag_records > 0).collect();
         let records = text::count(self.lag_records() as u64, "record");
         let of = text::count(self.partitions.len() as u64, "partition");
@@ -339,8 +344,8 @@ impl LagReport {
         };
         let problems = self.partitions.iter().filter(|partition| partition.problem.is_some()).count() as u64;
         match problems {
-            0 => format!("{}: {state}", self.topology),
-            _ => format!("{}: {state}; {} can't go on", self.topology, text::count(problems, "partition")),
+            0 => state,
+            _ => format!("{state}; {} can't go on", text::count(problems, "partition")),
         }
     }
 

@@ -175,6 +175,30 @@ export interface History {
   points: Point[];
 }
 
+export interface Payload {
+  text: string;
+  encoding: string;
+  bytes: number;
+  is_cut: boolean;
+}
+
+export interface RecordShown {
+  partition: number;
+  offset: number;
+  timestamp: string | null;
+  key: Payload | null;
+  value: Payload | null;
+  headers: { name: string; value: Payload | null }[];
+}
+
+export interface RecordList {
+  topic: string;
+  exists: boolean;
+  looked_at: string;
+  complete: boolean;
+  records: RecordShown[];
+}
+
 /** An answer as it was last had, and what became of the last question. */
 export interface Asked<T> {
   value: T | null;

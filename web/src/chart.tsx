@@ -12,11 +12,11 @@ const TOP = 10;
 const BOTTOM = 20;
 const LEFT = 46;
 
-/** The least of 1, 2, 5 × 10ⁿ that holds the value. */
+/** The least round number that holds the value. */
 function ceiling(value: number): number {
   if (value <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value) ?? value;
+  return [1, 2, 3, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= value) ?? value;
 }
 
 export function Chart({ title, samples, format, tone }: { title: string; samples: Sample[]; format: (value: number) => string; tone: string }) {

@@ -1,11 +1,14 @@
 // The graph of a topology: from the sources at the top to the sinks, with what flows now.
 import dagre from "@dagrejs/dagre";
-import { useMemo } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Description, GraphNode, Status } from "./api";
 import { NONE, compact, duration, rate, time } from "./format";
 
-const WIDTH = 236;
-const HEIGHT = 92;
+const WIDTH_MAX = 236;
+const WIDTH_MIN = 148;
+/** Narrower boxes need another line. */
+const WIDTH_NARROW = 210;
+const MARGIN = 4;
 
 const KINDS: Record<GraphNode["kind"], string> = {
   source: "Source",
@@ -63,16 +66,28 @@ function facts(node: GraphNode, status: Status | null): Facts {
   }
 }
 
-function layout(description: Description) {
-  const graph = new dagre.graphlib.Graph();
-  graph.setGraph({ rankdir: "TB", nodesep: 28, ranksep: 46, marginx: 4, marginy: 4 });
-  graph.setDefaultEdgeLabel(() => ({}));
-  for (const node of description.graph.nodes) graph.setNode(node.id, { width: WIDTH, height: HEIGHT });
-  for (const edge of description.graph.edges) graph.setEdge(edge.from, edge.to);
-  dagre.layout(graph);
-  const { width = 0, height = 0 } = graph.graph() as { width?: number; height?: number };
-  const place = new Map(description.graph.nodes.map((node) => [node.id, graph.node(node.id) as { x: number; y: number }]));
-  return { width, height, place };
+/** As wide as the boxes of the fullest row may be to stand beside each other, within limits. */
+function layout(description: Description, available: number) {
+  const gap = available < 600 ? 12 : 28;
+  const place = (width: number) => {
+    const graph = new dagre.graphlib.Graph();
+    graph.setGraph({ rankdir: "TB", nodesep: gap, ranksep: 46, marginx: MARGIN, marginy: MARGIN });
+    graph.setDefaultEdgeLabel(() => ({}));
+    const height = width < WIDTH_NARROW ? 106 : 92;
+    for (const node of description.graph.nodes) graph.setNode(node.id, { width, height });
+    for (const edge of description.graph.edges) graph.setEdge(edge.from, edge.to);
+    dagre.layout(graph);
+    const size = graph.graph() as { width?: number; height?: number };
+    const at = new Map(description.graph.nodes.map((node) => [node.id, graph.node(node.id) as { x: number; y: number }]));
+    return { box: { width, height }, width: size.width ?? 0, height: size.height ?? 0, at };
+  };
+  const wide = place(WIDTH_MAX);
+  if (wide.width <= available) return wide;
+  const rows = new Map<number, number>();
+  for (const { y } of wide.at.values()) rows.set(y, (rows.get(y) ?? 0) + 1);
+  const fullest = Math.max(1, ...rows.values());
+  const fitting = Math.floor((available - 2 * MARGIN - gap * (fullest - 1)) / fullest);
+  return place(Math.max(WIDTH_MIN, Math.min(WIDTH_MAX, fitting)));
 }
 
 export function TopologyGraph({
@@ -86,19 +101,27 @@ export function TopologyGraph({
   selected: string | null;
   select: (id: string | null) => void;
 }) {
-  const { width, height, place } = useMemo(() => layout(description), [description]);
-  const at = (id: string) => place.get(id) ?? { x: 0, y: 0 };
+  const frame = useRef<HTMLDivElement>(null);
+  const [available, setAvailable] = useState(WIDTH_MAX * 3);
+  useLayoutEffect(() => {
+    if (!frame.current) return;
+    const watch = new ResizeObserver(([entry]) => setAvailable(Math.floor(entry.contentRect.width)));
+    watch.observe(frame.current);
+    return () => watch.disconnect();
+  }, []);
+  const { box, width, height, at: places } = useMemo(() => layout(description, available), [description, available]);
+  const at = (id: string) => places.get(id) ?? { x: 0, y: 0 };
   const flowOf = (id: string) => {
     const node = description.graph.nodes.find((node) => node.id === id);
     return node ? facts(node, status).flow : null;
   };
   return (
-    <div class="graph" tabIndex={-1}>
+    <div class="graph" ref={frame}>
       <div class="canvas" style={{ width: `${width}px`, height: `${height}px` }}>
         <svg width={width} height={height} aria-hidden="true">
           {description.graph.edges.map((edge) => {
             const [from, to] = [at(edge.from), at(edge.to)];
-            const [y1, y2] = [from.y + HEIGHT / 2, to.y - HEIGHT / 2];
+            const [y1, y2] = [from.y + box.height / 2, to.y - box.height / 2];
             const middle = (y1 + y2) / 2;
             const path = `M${from.x} ${y1}C${from.x} ${middle} ${to.x} ${middle} ${to.x} ${y2 - 7}`;
             const towardLake = edge.to.startsWith("lake:");
@@ -123,8 +146,8 @@ export function TopologyGraph({
             <button
               key={node.id}
               type="button"
-              class={`node ${node.kind} ${known.tone}`}
-              style={{ left: `${x - WIDTH / 2}px`, top: `${y - HEIGHT / 2}px`, width: `${WIDTH}px`, height: `${HEIGHT}px` }}
+              class={`node ${node.kind} ${known.tone} ${box.width < WIDTH_NARROW ? "narrow" : ""}`}
+              style={{ left: `${x - box.width / 2}px`, top: `${y - box.height / 2}px`, width: `${box.width}px`, height: `${box.height}px` }}
               aria-pressed={selected === node.id}
               onClick={() => select(selected === node.id ? null : node.id)}
             >

@@ -33,7 +33,7 @@ function useTheme(): [Theme, () => void] {
   return [theme, () => setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length])];
 }
 
-/** What stands behind # in the address: "" or "topology/NAME". */
+/** What stands behind # in the address: "", "topology/NAME" or "topology/NAME/TAB". */
 function useRoute(): string {
   const read = () => location.hash.replace(/^#\/?/, "");
   const [route, setRoute] = useState(read);
@@ -48,12 +48,21 @@ function useRoute(): string {
   return route;
 }
 
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 function Page() {
   const route = useRoute();
   const [theme, nextTheme] = useTheme();
   const list = useAsked<TopologyList>("/api/v1/topologies");
   const topologies = list.value?.topologies ?? [];
-  const chosen = route.startsWith("topology/") ? decodeURIComponent(route.slice("topology/".length)) : null;
+  const [kind, chosenPart, tab = ""] = route.split("/");
+  const chosen = kind === "topology" && chosenPart ? decoded(chosenPart) : null;
   useEffect(() => {
     document.title = chosen ? `${chosen} · Headwater` : "Headwater";
   }, [chosen]);
@@ -94,7 +103,7 @@ function Page() {
         )}
         <div class={list.error ? "stale" : ""}>
           {chosen != null ? (
-            <Topology key={chosen} name={chosen} />
+            <Topology key={chosen} name={chosen} tab={tab} />
           ) : list.value ? (
             <Overview topologies={topologies} />
           ) : (

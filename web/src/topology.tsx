@@ -5,14 +5,19 @@ import { bytes, compact, count, duration, plural, rate } from "./format";
 import { TopologyGraph } from "./graph";
 import { Charts } from "./overview";
 import { Incidents, Moment, Outcomes, Section, StateBadge, Tile } from "./parts";
+import { DeadLetters, Records } from "./records";
 import { Sql } from "./sql";
 
-export function Topology({ name }: { name: string }) {
+const TABS: [string, string][] = [
+  ["", "Graph"],
+  ["records", "Records"],
+  ["dead", "Dead letters"],
+];
+
+export function Topology({ name, tab }: { name: string; tab: string }) {
   const path = `/api/v1/topologies/${encodeURIComponent(name)}`;
   const described = useAsked<Description>(path, true);
   const status = useAsked<Status>(`${path}/status`).value;
-  const history = useAsked<History>(`${path}/history`).value;
-  const [selected, select] = useState<string | null>(null);
   const description = described.value;
   if (!description) {
     return described.error ? <p class="notice bad">{described.error}</p> : <p class="quiet">Loading …</p>;
@@ -24,6 +29,30 @@ export function Topology({ name }: { name: string }) {
         {status && <StateBadge state={status.state} />}
         {status && <p class="reason">{status.reason}</p>}
       </header>
+      <nav class="tabs" aria-label={`Views of ${name}`}>
+        {TABS.map(([key, label]) => (
+          <a key={key} href={`#/topology/${encodeURIComponent(name)}${key && `/${key}`}`} aria-current={tab === key ? "page" : undefined}>
+            {label}
+            {key === "dead" && status && status.counters.dead > 0 && <span class="count">{compact(status.counters.dead)}</span>}
+          </a>
+        ))}
+      </nav>
+      {tab === "records" ? (
+        <Records description={description} />
+      ) : tab === "dead" ? (
+        <DeadLetters description={description} total={status?.counters.dead ?? null} />
+      ) : (
+        <Graph description={description} status={status} path={path} />
+      )}
+    </>
+  );
+}
+
+function Graph({ description, status, path }: { description: Description; status: Status | null; path: string }) {
+  const history = useAsked<History>(`${path}/history`).value;
+  const [selected, select] = useState<string | null>(null);
+  return (
+    <>
       {status && <Tiles status={status} />}
       <div class="beside">
         <Section title="Graph" note="Choose a box to see what is in it">

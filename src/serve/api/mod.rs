@@ -4,9 +4,10 @@
 //! model.rs     what is answered
 //! describe.rs  a topology as its file has it
 //! status.rs    how it does
+//! records.rs   the last records of its topics
 //! openapi.rs   the documentation, made of the model; docs/openapi.json holds it
 //! ```
-//! Invariant: an answer is made of memory; it waits for no broker.
+//! Invariant: an answer is made of memory and waits for no broker, but for that of records.rs.
 //! Invariant: a field is never renamed or taken away within `v1`.
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use super::Metrics;
 mod describe;
 pub mod model;
 mod openapi;
+mod records;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -41,6 +43,7 @@ pub fn routes() -> Router<Arc<Metrics>> {
         .route("/api/v1/topologies/{name}", get(description))
         .route("/api/v1/topologies/{name}/status", get(current))
         .route("/api/v1/topologies/{name}/history", get(past))
+        .route("/api/v1/topologies/{name}/records", get(records::records))
         .route("/api/{*rest}", get(unknown))
 }
 
@@ -63,18 +66,23 @@ async fn past(State(metrics): State<Arc<Metrics>>, Path(name): Path<String>) -> 
 }
 
 async fn unknown() -> Response {
-    failure("there is no such path", "GET /api/v1/openapi.json says which there are")
+    failed(StatusCode::NOT_FOUND, "there is no such path", "GET /api/v1/openapi.json says which there are")
 }
 
 fn of<T: Serialize>(metrics: &Metrics, name: &str, answer: impl FnOnce(&Metrics) -> T) -> Response {
-    if *metrics.watched.plan.name != *name {
-        return failure("this process runs no topology of that name", "GET /api/v1/topologies lists them");
+    match *metrics.watched.plan.name == *name {
+        true => json(StatusCode::OK, &answer(metrics)),
+        false => no_topology(),
     }
-    json(StatusCode::OK, &answer(metrics))
 }
 
-fn failure(error: &str, help: &str) -> Response {
-    json(StatusCode::NOT_FOUND, &ApiFailure { error: error.to_owned(), help: help.to_owned() })
+fn no_topology() -> Response {
+    let help = "GET /api/v1/topologies lists them";
+    failed(StatusCode::NOT_FOUND, "this process runs no topology of that name", help)
+}
+
+fn failed(status: StatusCode, error: &str, help: &str) -> Response {
+    json(status, &ApiFailure { error: error.to_owned(), help: help.to_owned() })
 }
 
 fn json<T: Serialize>(status: StatusCode, answer: &T) -> Response {

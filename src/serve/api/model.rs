@@ -81,7 +81,7 @@ impl From<Counters> for OutcomeCounts {
     }
 }
 
-/// The same, a second.
+/// Records of a source a second, by their outcome.
 #[derive(Clone, Copy, Serialize, JsonSchema)]
 pub struct OutcomeRates {
     pub read: f64,
@@ -360,6 +360,49 @@ pub struct HistoryPoint {
     pub read_per_second: Option<f64>,
     pub lag_records: i64,
     pub lag_seconds: Option<f64>,
+}
+
+/// The last records of a topic, the latest first, as committed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RecordList {
+    pub topic: String,
+    /// False: there is no such topic yet.
+    pub exists: bool,
+    pub looked_at: String,
+    /// False: the brokers were slow, and these are not all of the last records.
+    pub complete: bool,
+    pub records: Vec<RecordShown>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RecordShown {
+    pub partition: i32,
+    pub offset: i64,
+    /// When the log took it.
+    pub timestamp: Option<String>,
+    pub key: Option<Payload>,
+    /// Null: a tombstone.
+    pub value: Option<Payload>,
+    /// The first 50.
+    pub headers: Vec<RecordHeader>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RecordHeader {
+    pub name: String,
+    pub value: Option<Payload>,
+}
+
+/// Bytes as text.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Payload {
+    pub text: String,
+    /// `utf8`, or `base64` where the bytes are no text.
+    pub encoding: &'static str,
+    /// How many there are.
+    pub bytes: usize,
+    /// Not all of them are shown: at most 8 KiB of a key or a value, 1 KiB of a header.
+    pub is_cut: bool,
 }
 
 /// Why there is no answer.

@@ -6,9 +6,12 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use super::model::{ApiFailure, TopologyDescription, TopologyHistory, TopologyList, TopologyStatus};
+use super::model::{
+    ApiFailure, RecordList, TopologyDescription, TopologyHistory, TopologyList, TopologyStatus,
+};
 
 const NAME: &str = "/{name}";
+const RECORDS: &str = "/api/v1/topologies/{name}/records";
 
 /// In OpenAPI 3.1, whose schemas are JSON Schema.
 pub fn document() -> Value {
@@ -40,8 +43,11 @@ pub fn document() -> Value {
     let history = answer::<TopologyHistory>(&mut schemas, "The points");
     let what = "Rates and lag of up to the last half hour";
     path("/api/v1/topologies/{name}/history", "topologyHistory", what, history);
+    let records = answer::<RecordList>(&mut schemas, "The records");
+    path(RECORDS, "lastRecords", "The last records of a topic", records);
     let any = json!({"description": "The document", "content": {"application/json": {"schema": {"type": "object"}}}});
     path("/api/v1/openapi.json", "openapi", "This document", any);
+    add_of_records(&mut paths, &failure);
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -56,6 +62,28 @@ pub fn document() -> Value {
         "paths": paths,
         "components": {"schemas": schemas.take_definitions(true)},
     })
+}
+
+/// What only the records have: what is asked for stands behind the path, and the brokers may not answer.
+fn add_of_records(paths: &mut serde_json::Map<String, Value>, failure: &Value) {
+    let operation = &mut paths[RECORDS]["get"];
+    if let Some(parameters) = operation["parameters"].as_array_mut() {
+        parameters.push(json!({
+            "name": "topic", "in": "query", "required": true, "schema": {"type": "string"},
+            "description": "A source's or sink's topic, or that of the dead or late letters",
+        }));
+        parameters.push(json!({
+            "name": "limit", "in": "query", "required": false,
+            "schema": {"type": "integer", "minimum": 1, "default": 50},
+            "description": "At most so many records; of more than 200, 200 are given",
+        }));
+    }
+    for (code, why) in
+        [("400", "A parameter is wrong"), ("503", "The brokers do not answer, or others are reading")]
+    {
+        operation["responses"][code] = failure.clone();
+        operation["responses"][code]["description"] = json!(why);
+    }
 }
 
 fn answer<T: JsonSchema>(schemas: &mut SchemaGenerator, description: &str) -> Value {

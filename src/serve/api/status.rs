@@ -105,7 +105,7 @@ fn state(metrics: &Metrics, look: Option<&Look>) -> (TopologyState, String) {
         return (TopologyState::Unreachable, why);
     }
     match metrics.ready() {
-        Ok(()) => (TopologyState::Running, look.report.summary()),
+        Ok(()) => (TopologyState::Running, look.report.standing()),
         Err(why) if metrics.watched.progress.commits().0 == 0 => (TopologyState::Starting, why),
         Err(why) => (TopologyState::Stalled, why),
     }

@@ -119,6 +119,7 @@ fn every_answer_is_as_documented_and_every_path_is_documented() {
         for (name, code) in [("orders", 200), ("another", 404)] {
             let Some(expected) = operations["get"]["responses"].get(code.to_string()) else { continue };
             let asked = path.replace("{name}", name);
+            let asked = if path.ends_with("/records") { format!("{asked}?topic=orders") } else { asked };
             let (status, value) = answer(&asked);
             assert_eq!(status, code, "{asked}");
             let schema = &expected["content"]["application/json"]["schema"];
@@ -126,7 +127,7 @@ fn every_answer_is_as_documented_and_every_path_is_documented() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 8);
+    assert_eq!(checked, 10);
     let (code, value) = answer("/api/v2/topologies");
     assert_eq!((code, &value["error"]), (404, &json!("there is no such path")));
 
@@ -146,6 +147,53 @@ fn every_answer_is_as_documented_and_every_path_is_documented() {
         (&view["reads"], &view["columns"][3]),
         (&json!(["orders"]), &json!({"name": "orders", "type": "bigint"}))
     );
+}
+
+#[test]
+fn the_last_records_of_a_topic_are_shown_the_latest_first() {
+    let (cluster, base) = (Cluster::start(), recent_ms());
+    cluster.create("orders", 2);
+    for second in 0..30 {
+        cluster.produce(
+            "orders",
+            second % 2,
+            base + 1_000 * i64::from(second),
+            &[&format!("{{\"n\":{second}}}")],
+        );
+    }
+    let headers = vec![crate::record::Header::text("headwater.reason", "decode")];
+    cluster.create("orders.dead", 1);
+    cluster.produce_with("orders.dead", 0, base, &[(vec![0xff, 0xfe], headers)]);
+    let watched =
+        Watched { plan: keyed_plan(), log: Arc::clone(&cluster.log), progress: Progress::default() };
+    let server = Server::start("127.0.0.1:0", Arc::new(watched)).unwrap();
+    let ask = |query: &str| -> (u16, Value) {
+        let (status, text) = get(&server, &format!("/api/v1/topologies/orders/records?{query}"));
+        (status, serde_json::from_str(&text).unwrap())
+    };
+    let (_, list) = ask("topic=orders&limit=3");
+    let values: Vec<_> =
+        list["records"].as_array().unwrap().iter().map(|record| &record["value"]["text"]).collect();
+    assert_eq!(values, [r#"{"n":29}"#, r#"{"n":28}"#, r#"{"n":27}"#]);
+    assert_eq!((&list["complete"], &list["exists"]), (&json!(true), &json!(true)));
+    assert_eq!((&list["records"][0]["partition"], &list["records"][0]["offset"]), (&json!(1), &json!(14)));
+    assert_eq!(ask("topic=orders").1["records"].as_array().unwrap().len(), 30);
+
+    let (_, dead) = ask("topic=orders.dead");
+    let letter = &dead["records"][0];
+    assert_eq!(letter["value"], json!({"text": "//4=", "encoding": "base64", "bytes": 2, "is_cut": false}));
+    assert_eq!(
+        letter["headers"][0],
+        json!({"name": "headwater.reason",
+        "value": {"text": "decode", "encoding": "utf8", "bytes": 6, "is_cut": false}})
+    );
+
+    let (status, late) = ask("topic=orders.late");
+    assert_eq!((status, &late["exists"], &late["records"]), (200, &json!(false), &json!([])));
+    for wrong in ["", "topic=another", "topic=orders&limit=0", "topic=orders&x=1"] {
+        let (status, failure) = ask(wrong);
+        assert!(status == 400 && failure["help"].is_string(), "{wrong}: {failure}");
+    }
 }
 
 #[test]
