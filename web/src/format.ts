@@ -25,7 +25,7 @@ export function duration(seconds: number | null | undefined): string {
   if (seconds == null) return NONE;
   if (seconds < 0.0005) return "0 s";
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 10) return `${Number.isInteger(seconds) ? seconds : seconds.toFixed(1)} s`;
   const all = Math.round(seconds);
   const parts: [number, string][] = [
     [Math.floor(all / 86400), "d"],

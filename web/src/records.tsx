@@ -175,7 +175,7 @@ export function DeadLetters({ description, total }: { description: Description; 
   return (
     <Section
       title="Dead letters by reason"
-      note={`${count(total)} since the topology began; the last ${count(letters.length)} are looked at`}
+      note={`${count(total)} since the topology began; at most the last 200 are shown`}
     >
       {letters.length === 0 && <p class="quiet">There are none: every record was understood and met its checks.</p>}
       {sorted.length > 0 && (

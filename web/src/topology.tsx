@@ -174,7 +174,7 @@ function Details({
           {live && <Fact name="Partitions">{`${live.partitions}, ${live.partitions_here} in this process`}</Fact>}
           {live && <Fact name="Unread">{plural(live.lag_records, "offset")}</Fact>}
           {live && <Fact name="Watermark">{<Moment iso={live.watermark} />}</Fact>}
-          {live && stage.kind === "keyed" && <Fact name="Open windows">{count(live.open_windows)}</Fact>}
+          {live && live.open_windows > 0 && <Fact name="Open windows">{count(live.open_windows)}</Fact>}
           {live && stage.kind === "keyed" && <Fact name="State in memory">{bytes(live.state_bytes_here)}</Fact>}
           {live && stage.kind === "keyed" && <Fact name="Expired rows">{count(live.state_expired)}</Fact>}
         </dl>

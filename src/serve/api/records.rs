@@ -52,7 +52,7 @@ pub async fn records(
     }
     let wanted = match Wanted::parse(query.as_deref().unwrap_or_default(), &metrics.watched.plan) {
         Ok(wanted) => wanted,
-        Err((error, help)) => return failed(StatusCode::BAD_REQUEST, &error, &help),
+        Err((status, error, help)) => return failed(status, &error, &help),
     };
     let Ok(Ok(permit)) = tokio::time::timeout(PATIENCE, READERS.acquire()).await else {
         return failed(StatusCode::SERVICE_UNAVAILABLE, "others are reading records", "ask again");
@@ -84,33 +84,31 @@ fn topics(plan: &Plan) -> Vec<Arc<str>> {
 
 impl Wanted {
     /// The error says what is wrong, and what to do.
-    fn parse(query: &str, plan: &Plan) -> Result<Self, (String, String)> {
+    fn parse(query: &str, plan: &Plan) -> Result<Self, (StatusCode, String, String)> {
+        let wrong = |error: &str, help: String| (StatusCode::BAD_REQUEST, error.to_owned(), help);
         let (mut topic, mut limit) = (None, LIMIT);
         for part in query.split('&').filter(|part| !part.is_empty()) {
             match part.split_once('=') {
                 // The names of topics have no characters that an address would encode.
                 Some(("topic", name)) => topic = Some(name.to_owned()),
                 Some(("limit", number)) => {
-                    let wrong = || {
-                        let error = "limit is not a number from 1 on".to_owned();
-                        (error, format!("leave it out for {LIMIT}; at most {LIMIT_MAX} are given"))
-                    };
-                    let number: usize = number.parse().map_err(|_| wrong())?;
-                    limit = (number > 0).then_some(number.min(LIMIT_MAX)).ok_or_else(wrong)?;
+                    let number = number.parse().ok().filter(|number: &usize| *number > 0);
+                    let help = || format!("leave it out for {LIMIT}; at most {LIMIT_MAX} are given");
+                    let number = number.ok_or_else(|| wrong("limit is not a number from 1 on", help()));
+                    limit = number?.min(LIMIT_MAX);
                 }
                 _ => {
-                    let error = "there is a parameter that is not known".to_owned();
-                    return Err((error, "the parameters are topic and limit".to_owned()));
+                    let help = "the parameters are topic and limit".to_owned();
+                    return Err(wrong("there is a parameter that is not known", help));
                 }
             }
         }
         let known = topics(plan);
-        match topic.filter(|topic| known.iter().any(|known| **known == **topic)) {
-            Some(topic) => Ok(Self { topic, limit }),
-            None => {
-                let known = known.join(", ");
-                Err(("topic is not one of this topology's".to_owned(), format!("topics to look at: {known}")))
-            }
+        let help = format!("topics to look at: {}", known.join(", "));
+        match topic {
+            None => Err(wrong("topic is missing", help)),
+            Some(topic) if known.iter().any(|known| **known == *topic) => Ok(Self { topic, limit }),
+            Some(_) => Err((StatusCode::NOT_FOUND, "topic is not one of this topology's".to_owned(), help)),
         }
     }
 }

@@ -190,9 +190,11 @@ fn the_last_records_of_a_topic_are_shown_the_latest_first() {
 
     let (status, late) = ask("topic=orders.late");
     assert_eq!((status, &late["exists"], &late["records"]), (200, &json!(false), &json!([])));
-    for wrong in ["", "topic=another", "topic=orders&limit=0", "topic=orders&x=1"] {
+    for (wrong, expected) in
+        [("", 400), ("topic=another", 404), ("topic=orders&limit=0", 400), ("topic=orders&x=1", 400)]
+    {
         let (status, failure) = ask(wrong);
-        assert!(status == 400 && failure["help"].is_string(), "{wrong}: {failure}");
+        assert!(status == expected && failure["help"].is_string(), "{wrong}: {failure}");
     }
 }
 
