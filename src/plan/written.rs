@@ -52,26 +52,27 @@ mod unit {
     const FILE: &str = "\
 name: t
 sources:
-  s: {topic: s, format: json, columns: {tags: 'varchar[]', place: 'struct<a bigint, b varchar>', raw: json, n: 'decimal(9,2)'}}
+  s: {topic: s, format: json, columns: {tags: 'varchar[]', place: 'struct<a bigint, b varchar>', body: json, n: 'decimal(9,2)'}}
 views:
-  first: |
-    select tags, place, raw, n  -- as it came
+  alpha: |
+    select tags, place, body, n  -- as it came
     from s
-  second: select n from first
+  beta: select n from alpha
   unused: select n from s
 sinks:
-  second: {topic: {name: t.second, format: json}}
+  alpha: {topic: {name: t.alpha, format: json}}
+  beta: {topic: {name: t.beta, format: json}}
 ";
 
     #[test]
     fn the_views_that_sinks_need_are_shown_as_the_file_has_them() {
         let plan = crate::plan::parse(FILE, "t.yaml").unwrap();
         let names: Vec<&str> = plan.views.iter().map(|view| view.name.as_ref()).collect();
-        assert_eq!(names, ["first", "second"]);
-        let first = &plan.views[0];
-        assert_eq!(&*first.sql, "select tags, place, raw, n  -- as it came\nfrom s");
-        assert_eq!((first.reads[0].as_ref(), plan.views[1].reads[0].as_ref()), ("s", "first"));
-        let types: Vec<&str> = first.columns.iter().map(|(_, ty)| ty.as_str()).collect();
+        assert_eq!(names, ["alpha", "beta"]);
+        let alpha = &plan.views[0];
+        assert_eq!(&*alpha.sql, "select tags, place, body, n  -- as it came\nfrom s");
+        assert_eq!((alpha.reads[0].as_ref(), plan.views[1].reads[0].as_ref()), ("s", "alpha"));
+        let types: Vec<&str> = alpha.columns.iter().map(|(_, ty)| ty.as_str()).collect();
         assert_eq!(types, ["varchar[]", "struct<a bigint, b varchar>", "json", "decimal(9,2)"]);
     }
 }
