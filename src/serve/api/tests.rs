@@ -68,7 +68,7 @@ fn misfit(value: &Value, schema: &Value, root: &Value, at: &str) -> Option<Strin
             .find_map(|(index, item)| misfit(item, &schema["items"], root, &format!("{at}/{index}")));
     }
     let object = value.as_object()?;
-    let Some(properties) = schema["properties"].as_object() else { return None };
+    let properties = schema["properties"].as_object()?;
     if let Some(missing) = schema["required"]
         .as_array()
         .into_iter()
