@@ -126,7 +126,7 @@ impl Server {
     pub fn start_or_warn(listen: &str, watched: Arc<Watched>) -> Option<Server> {
         match Self::start(listen, watched) {
             Ok(server) => {
-                tracing::info!("the page at http://{0}/, metrics at http://{0}/metrics", server.address);
+                tracing::info!("metrics at http://{0}/metrics, the page at http://{0}/", server.address);
                 Some(server)
             }
             Err(error) => {
