@@ -17,7 +17,7 @@ fn objects(text: &str) -> Vec<Value> {
 fn the_tour_that_init_proposes_works_and_the_topics_outlive_the_broker() {
     let project = Project::new();
     assert!(project.ok(&["init"]).contains("wrote config/headwater.yaml"));
-    assert!(project.ok(&["check", "topologies/example/example.yaml"]).contains("'example' is right"));
+    assert!(project.ok(&["check", "topologies/example/example.yaml"]).contains("'example' is valid"));
     let server = project.broker();
     let orders = "topologies/example/orders.ndjson";
     let sent = project.ok(&["topic", "produce", "example.orders", orders, "--partitions", "1"]);
