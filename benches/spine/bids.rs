@@ -15,7 +15,7 @@ use super::jobs::Setting;
 
 /// The first bid's time, a whole window.
 pub const START_MS: i64 = 1_700_000_000_000;
-const SPAN_MS: i64 = 500_000;
+pub const SPAN_MS: i64 = 500_000;
 pub const WINDOW_MS: i64 = 10_000;
 const WINDOWS: usize = (SPAN_MS / WINDOW_MS) as usize;
 /// How far behind the highest time of a partition its watermark is.

@@ -43,10 +43,12 @@ pub enum Job {
     Stateless,
     /// The window job replayed into Parquet
     Replay,
+    /// The same, where event time spans a thousand times max_drift
+    Drift,
 }
 
 impl Job {
-    pub const ALL: [Job; 8] = [
+    pub const ALL: [Job; 9] = [
         Job::Poll,
         Job::Read,
         Job::Decode,
@@ -55,6 +57,7 @@ impl Job {
         Job::Window,
         Job::Stateless,
         Job::Replay,
+        Job::Drift,
     ];
 
     pub fn name(self) -> &'static str {
@@ -67,6 +70,7 @@ impl Job {
             Job::Window => "window",
             Job::Stateless => "stateless",
             Job::Replay => "replay",
+            Job::Drift => "drift",
         }
     }
 
@@ -80,6 +84,7 @@ impl Job {
             Job::Window => "window: run, filter + 10 s count/sum/max by key",
             Job::Stateless => "stateless: run, filter + 3 of 7 columns",
             Job::Replay => "replay: the window job into Parquet",
+            Job::Drift => "drift: the same, its event time a thousand times max_drift",
         }
     }
 }
@@ -139,7 +144,11 @@ pub fn run(job: Job, setting: &Setting) -> Result<Measured> {
         Job::Produce => alone::produce(bench.setting, &*bench.log, &bench.name),
         Job::Window => bench.window(),
         Job::Stateless => bench.stateless(),
-        Job::Replay => bench.replay(),
+        Job::Replay => bench.replay(bench.plan(bids::window_topology)?),
+        Job::Drift => {
+            let plan = bench.plan(bids::window_topology)?;
+            bench.replay(Plan { max_drift: bids::SPAN_MS, ..plan }) // a thousandth of it: it is in microseconds
+        }
     };
     bench.clean()?;
     measured
@@ -234,8 +243,7 @@ impl Bench<'_> {
         Ok(Measured { found: format!("{} rows, {} commits", found.bids, report.commits), ..measured })
     }
 
-    fn replay(&self) -> Result<Measured> {
-        let plan = self.plan(bids::window_topology)?;
+    fn replay(&self, plan: Plan) -> Result<Measured> {
         let options = LakeReplay {
             lake: self.scratch.join("lake").display().to_string().into(),
             late: Late::AsLive,

@@ -17,8 +17,10 @@ use uuid::Uuid;
 use super::fault::Fault;
 use super::membership::{Member, said_bytes, subscribed_topics};
 
-/// A new group waits this long for more first members, so that they need not rebalance at once.
+/// A new group waits this long for more first members, so that they need not rebalance at once, …
 const FIRST_JOIN_WAIT: Duration = Duration::from_millis(200);
+/// … and again for each that comes, up to so long in all.
+const FIRST_JOIN_WAIT_MAX: Duration = Duration::from_millis(800);
 /// A group has at most so many members, and promises of ids (Kafka's `group.max.size` is unlimited by default).
 const MEMBERS_MAX: usize = 1_000;
 /// What a member may say of itself: its subscriptions in all protocols together.
@@ -99,6 +101,8 @@ pub struct Group {
     /// Ids given out to members that have not joined yet, and until when they may.
     pub promised: BTreeMap<String, Instant>,
     join_from: Instant,
+    /// Since when it waits for its first members.
+    forming: Option<Instant>,
     join_until: Instant,
 }
 
@@ -113,6 +117,7 @@ impl Group {
             members: BTreeMap::new(),
             promised: BTreeMap::new(),
             join_from: now,
+            forming: None,
             join_until: now,
         }
     }
@@ -175,9 +180,14 @@ impl Group {
 
     pub fn rebalance(&mut self, now: Instant) {
         if self.phase == Phase::Joining {
+            if let Some(began) = self.forming {
+                let longer = (now + FIRST_JOIN_WAIT).min(began + FIRST_JOIN_WAIT_MAX);
+                self.join_from = self.join_from.max(longer);
+            }
             return;
         }
-        self.join_from = if self.phase == Phase::Empty { now + FIRST_JOIN_WAIT } else { now };
+        self.forming = (self.phase == Phase::Empty).then_some(now);
+        self.join_from = if self.forming.is_some() { now + FIRST_JOIN_WAIT } else { now };
         self.phase = Phase::Joining;
         let longest = self.members.values().map(|member| member.rebalance).max();
         self.join_until = now + longest.unwrap_or(FIRST_JOIN_WAIT);
@@ -207,6 +217,7 @@ impl Group {
             return;
         }
         self.generation += 1;
+        self.forming = None;
         self.phase = Phase::Syncing;
         if !self.members.get(&self.leader).is_some_and(Member::is_joining) {
             let first = self.members.iter().find(|(_, member)| member.is_joining());

@@ -22,6 +22,7 @@ mod reader;
 mod rebalance;
 mod request;
 mod transactor;
+mod wake;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -152,7 +153,8 @@ impl KafkaLog {
                 ("group.protocol", "classic".into()),
                 ("partition.assignment.strategy", "cooperative-sticky".into()),
                 ("session.timeout.ms", session_ms.to_string()),
-                ("heartbeat.interval.ms", (session_ms / 4).clamp(100, 3_000).to_string()),
+                // Who does not join a rebalance by itself learns of it by a heartbeat: the others stand meanwhile.
+                ("heartbeat.interval.ms", (session_ms / 20).clamp(100, 500).to_string()),
                 // A worker may fold for minutes before it polls again; that it lives, heartbeats say.
                 ("max.poll.interval.ms", session_ms.max(1_800_000).to_string()),
             ],

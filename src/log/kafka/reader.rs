@@ -17,6 +17,7 @@ use super::admin::{Admin, Asked, PROBE_AGAIN_AFTER};
 use super::client::{Client, Failure, PartitionList, code_text, millis};
 use super::messages::{Message, Messages};
 use super::request::TopicHandle;
+use super::wake::Wakes;
 use crate::log::{Event, LogError, OUTAGE_MAX, Reader, Result};
 use crate::record::{Run, TopicPartition};
 
@@ -51,6 +52,7 @@ impl Drop for Queue {
 /// What a reader and a member share.
 pub(super) struct Consumer {
     queue: Queue,
+    wakes: Wakes,
     pub client: Arc<Client>,
     /// The next offset of each partition that is being read.
     positions: HashMap<TopicPartition, i64>,
@@ -75,6 +77,7 @@ impl Consumer {
         client.context.rebalances.wake(raw);
         Ok(Self {
             queue: Queue { raw, client: client.clone() },
+            wakes: Wakes::new(&client)?,
             client,
             positions: HashMap::new(),
             paused: HashSet::new(),
@@ -310,6 +313,7 @@ impl Consumer {
             // SAFETY: the client and the list are live; the list is copied.
             let error = unsafe { sys::rd_kafka_incremental_assign(self.client.raw(), list.raw()) };
             self.client.check_object(error, &what)?;
+            self.wakes.wake(std::slice::from_ref(partition));
         }
         self.positions.insert(partition.clone(), offset);
         self.client.context.rebalances.forget_end(partition);
@@ -401,6 +405,7 @@ impl Consumer {
         // SAFETY: the client and the list are live.
         let code = unsafe { sys::rd_kafka_resume_partitions(self.client.raw(), list.raw()) };
         self.client.check(code, "resume partitions")?;
+        self.wakes.wake(&held);
         for partition in &held {
             self.paused.remove(partition);
         }
