@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::Config;
+use crate::config::{Config, LogFormat, LogLevel};
 use crate::tool::cluster::{self, Cluster};
 use crate::tool::{Printer, Result, ToolError};
 
@@ -85,6 +85,12 @@ pub(crate) struct Global {
     /// Say more on stderr about what is done; twice: all of it
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Everywhere")]
     verbose: u8,
+    /// The log on stderr: text, or an object a line [default: text]
+    #[arg(long, global = true, value_name = "text|json", help_heading = "Everywhere")]
+    log_format: Option<LogFormat>,
+    /// Say nothing below this level: error, warn, info, debug [default: warn]
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Everywhere")]
+    log_level: Option<LogLevel>,
 }
 
 impl Global {
@@ -109,20 +115,31 @@ impl Global {
     }
 
     fn start_log(&self) {
+        // What is wrong with the config is said by the command that needs it.
+        let log = Config::load(self.config.as_deref()).map(|config| config.log).unwrap_or_default();
+        let level = self.log_level.or(match self.verbose {
+            0 => log.level,
+            1 => Some(LogLevel::Info),
+            _ => Some(LogLevel::Debug),
+        });
         // What the client library says of a broken connection it says each time; our own error says it once.
-        let filter = match self.verbose {
-            0 => "warn,librdkafka=error",
-            1 => "info",
-            _ => "debug",
+        let filter = match level.unwrap_or(LogLevel::Warn) {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn,librdkafka=error",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
         };
-        // A second start in one process keeps the first: nothing is lost by that.
-        let _ = tracing_subscriber::fmt()
+        let lines = tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new(filter))
             .with_writer(std::io::stderr)
             .with_target(false)
             // It would be told on stderr, with a panic where that is closed.
-            .log_internal_errors(false)
-            .try_init();
+            .log_internal_errors(false);
+        // A second start in one process keeps the first: nothing is lost by that.
+        let _ = match self.log_format.unwrap_or(log.format) {
+            LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).try_init(),
+            LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        };
     }
 }
 

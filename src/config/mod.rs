@@ -15,6 +15,7 @@ mod scalar;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -34,6 +35,9 @@ pub struct Config {
     /// librdkafka properties that are passed through, e.g. `security.protocol`.
     #[serde(deserialize_with = "scalar::text_map")]
     pub kafka: BTreeMap<String, String>,
+    /// How long `run` waits for brokers that cannot be reached; `None`: as long as it takes.
+    #[serde(deserialize_with = "scalar::optional_duration")]
+    pub kafka_outage: Option<Duration>,
     pub registry: Registry,
     /// What Headwater keeps on this machine: the embedded broker's log, state, checkpoints.
     #[serde(deserialize_with = "scalar::path")]
@@ -42,7 +46,61 @@ pub struct Config {
     pub lake: Lake,
     pub s3: S3,
     pub http: Http,
+    pub log: Log,
     pub worker: Worker,
+}
+
+/// What is said on stderr of what is done.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    #[serde(deserialize_with = "scalar::word")]
+    pub format: LogFormat,
+    /// `None`: what `-v` says, and warnings without.
+    #[serde(deserialize_with = "scalar::optional_word")]
+    pub level: Option<LogLevel>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A line with time and level.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            other => Err(format!("'{other}' is no format of the log: it is text or json")),
+        }
+    }
+}
+
+/// From what level on the log says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "error" => Ok(LogLevel::Error),
+            "warn" => Ok(LogLevel::Warn),
+            "info" => Ok(LogLevel::Info),
+            "debug" => Ok(LogLevel::Debug),
+            other => Err(format!("'{other}' is no level of the log: it is error, warn, info or debug")),
+        }
+    }
 }
 
 /// The schema registry.
@@ -145,12 +203,14 @@ impl Default for Config {
         Self {
             brokers: None,
             kafka: BTreeMap::new(),
+            kafka_outage: None,
             registry: Registry::default(),
             data_dir: PathBuf::from(".headwater"),
             state: State::default(),
             lake: Lake::default(),
             s3: S3::default(),
             http: Http::default(),
+            log: Log::default(),
             worker: Worker::default(),
         }
     }

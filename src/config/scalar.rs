@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de::Error};
@@ -76,6 +77,21 @@ pub fn budget<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
 pub fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     let text = required(expanded(from)?, "a duration")?;
     parse_duration(&text).map_err(D::Error::custom)
+}
+
+pub fn optional_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    expanded(from)?.map(|text| parse_duration(&text)).transpose().map_err(D::Error::custom)
+}
+
+/// One of the words that a type knows.
+pub fn word<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(from: D) -> Result<T, D::Error> {
+    optional_word(from).and_then(|word| required(word, "a word"))
+}
+
+pub fn optional_word<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    expanded(from)?.map(|text| text.parse()).transpose().map_err(D::Error::custom)
 }
 
 /// The scalar's text after expansion; `None` when it is null or empty.

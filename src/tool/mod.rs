@@ -12,6 +12,7 @@ mod error;
 pub mod init;
 mod input;
 pub mod lag;
+mod outage;
 mod printer;
 pub mod replay;
 pub mod reset;

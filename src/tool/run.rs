@@ -15,7 +15,7 @@ use crate::time::WATERMARK_MIN;
 
 use super::cluster::{self, Cluster};
 use super::watch::{counters, watermark};
-use super::{Printer, Result, Stop, ToolError, topology_file};
+use super::{Printer, Result, Stop, ToolError, outage, topology_file};
 
 /// How often a run says where it is.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -84,7 +84,7 @@ pub fn run(config: &Config, file: &Path, end: End, out: &mut Printer) -> Result<
         out.line(&format!("the page is at http://{}/", server.address()))?;
         out.flush()?;
     }
-    let report = watched(&plan, &cluster, &options(config, end), &progress, &stop, out)?;
+    let report = watched(&plan, &cluster, config, end, &progress, &stop, out)?;
     finish(&plan, &report, &progress, out)?;
     if end != End::None && !report.reached_end {
         return Err(ToolError::Failed {
@@ -99,14 +99,19 @@ pub fn run(config: &Config, file: &Path, end: End, out: &mut Printer) -> Result<
 fn watched(
     plan: &Arc<Plan>,
     cluster: &Cluster,
-    options: &RunOptions,
+    config: &Config,
+    end: End,
     progress: &Progress,
     stop: &Stop,
     out: &mut Printer,
 ) -> Result<RunReport> {
+    let options = &options(config, end);
     std::thread::scope(|scope| {
         let flag = stop.flag();
-        let running = scope.spawn(move || engine::run(plan, &cluster.log, options, progress, &flag));
+        let running = scope.spawn(move || {
+            let run = || engine::run(plan, &cluster.log, options, progress, &flag);
+            outage::run_through(config.kafka_outage, progress, &flag, run)
+        });
         let mut reported = Instant::now();
         let mut closed = None;
         while !running.is_finished() {
