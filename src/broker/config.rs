@@ -29,7 +29,7 @@ impl Kind {
     }
 }
 
-/// Every topic configuration of Kafka's, with its default.
+/// Every topic configuration of Kafka's, with its default: Kafka's own, but where a comment says otherwise.
 const KNOWN: &[(&str, &str, Kind)] = &[
     ("cleanup.policy", "delete", Kind::List),
     ("compression.gzip.level", "-1", Kind::Int),
@@ -59,7 +59,8 @@ const KNOWN: &[(&str, &str, Kind)] = &[
     ("preallocate", "false", Kind::Boolean),
     ("remote.storage.enable", "false", Kind::Boolean),
     ("retention.bytes", "-1", Kind::Long),
-    ("retention.ms", "604800000", Kind::Long),
+    // Kafka's is a week. Here offset zero is kept: history would be deleted by its old timestamps as soon as it comes.
+    ("retention.ms", "-1", Kind::Long),
     ("segment.bytes", "134217728", Kind::Int),
     ("segment.index.bytes", "10485760", Kind::Int),
     ("segment.jitter.ms", "0", Kind::Long),
@@ -172,6 +173,11 @@ impl TopicConfig {
         })
     }
 
+    /// Of every known configuration.
+    pub fn names() -> impl Iterator<Item = &'static str> + Clone {
+        KNOWN.iter().map(|(name, ..)| *name)
+    }
+
     /// Every known configuration, defaults included.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         KNOWN.iter().map(|(name, default, kind)| {
@@ -201,9 +207,10 @@ mod tests {
 
     #[test]
     fn defaults_are_listed_and_what_is_set_wins() {
-        let config = of(&[("retention.ms", "-1")]).unwrap();
+        let config = of(&[("retention.ms", "5")]).unwrap();
         let entry = |name: &str| config.entries().find(|entry| entry.name == name).unwrap();
-        assert_eq!((entry("retention.ms").value.as_str(), entry("retention.ms").explicit), ("-1", true));
+        assert_eq!((entry("retention.ms").value.as_str(), entry("retention.ms").explicit), ("5", true));
+        assert_eq!(entry("retention.ms").default, "-1");
         assert_eq!(
             (entry("max.message.bytes").value.as_str(), entry("segment.ms").explicit),
             ("1048588", false)

@@ -68,6 +68,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch as channel;
 
 use cluster::Cluster;
+pub use config::TopicConfig;
 use server::Limits;
 
 pub type Result<T, E = BrokerError> = std::result::Result<T, E>;

@@ -144,6 +144,21 @@ pub enum EngineError {
         "source '{source_name}': there is no topic '{topic}' at {log}; create it with: headwater topic create {topic} --partitions N"
     )]
     NoSourceTopic { source_name: String, topic: String, log: String },
+    #[error(
+        "view '{view}' has no windows, and its topic '{topic}' has the key ({key}), but source '{source_name}' ({source_topic}) \
+         has {partitions} partitions: which record of a key is the last would depend on the order in which they are read. If \
+         the producers of '{source_topic}' place records by columns that the key holds, say so under the source, as in \
+         `partitioned_by: [{key}]`; else leave the `key` out (rows are then appended), read a topic of one partition, or \
+         aggregate by the key in windows"
+    )]
+    ManyOrigins {
+        view: Box<str>,
+        topic: Box<str>,
+        key: Box<str>,
+        source_name: Box<str>,
+        source_topic: Box<str>,
+        partitions: i32,
+    },
     #[error("topic '{topic}' has {found} partitions, but this topology began with {expected}: {remedy}")]
     PartitionsChanged { topic: String, found: i32, expected: i32, remedy: &'static str },
     #[error(

@@ -13,7 +13,9 @@ use super::error::{PlanError, Problem, SourceFile, suggest};
 use super::sql::{self, Catalog, Facts, Query, Relation, SqlProblem, View};
 use super::stages::Builder;
 use super::topology::{Emit, Sink, Topology};
-use super::{LakePartition, LakeSink, Plan, SinkPlan, SourcePlan, TopicSink, fingerprint, pruned, written};
+use super::{
+    LakePartition, LakeSink, Plan, SinkPlan, SourcePlan, TopicShape, fingerprint, pruned, topics, written,
+};
 use crate::operator::CheckSpec;
 use crate::record::{Column, Micros};
 
@@ -27,10 +29,10 @@ pub(super) fn plan(file: &SourceFile<'_>) -> Result<Plan, PlanError> {
     }
 }
 
-struct Planner<'a> {
-    file: &'a SourceFile<'a>,
-    topology: &'a Topology,
-    problems: Vec<Problem>,
+pub(super) struct Planner<'a> {
+    pub(super) file: &'a SourceFile<'a>,
+    pub(super) topology: &'a Topology,
+    pub(super) problems: Vec<Problem>,
 }
 
 impl Planner<'_> {
@@ -42,7 +44,8 @@ impl Planner<'_> {
         let full = catalog(&sources, |source| source.columns.clone());
         let mut views = self.views(&queries, &order, &full);
         let mut checks = declared::checks(self.file, self.topology, &sources, &full, &mut self.problems);
-        let sinks = self.sinks(&views);
+        let sinks = self.sinks(&views, &sources);
+        let [dead, late] = self.letter_topics();
         if !self.problems.is_empty() {
             return None;
         }
@@ -58,7 +61,9 @@ impl Planner<'_> {
         let planned = prune(&sources, &pruned, &mut views, &mut checks)
             .and_then(|()| assemble(name, &settings, &sources, &pruned, &views, checks, sinks));
         match planned {
-            Ok(plan) => Some(Plan { views: written::views(self.topology, &queries, &views), ..plan }),
+            Ok(plan) => {
+                Some(Plan { views: written::views(self.topology, &queries, &views), dead, late, ..plan })
+            }
             Err(error) => {
                 let message = format!("the topology cannot be planned: {}", error.strip_backtrace());
                 self.problem(&self.topology.name.referenced, message, None);
@@ -67,7 +72,12 @@ impl Planner<'_> {
         }
     }
 
-    fn problem(&mut self, place: &serde_saphyr::Location, message: impl Into<String>, help: Option<String>) {
+    pub(super) fn problem(
+        &mut self,
+        place: &serde_saphyr::Location,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) {
         self.problems.push(self.file.problem(*place, message, help));
     }
 
@@ -181,7 +191,7 @@ impl Planner<'_> {
         views
     }
 
-    fn sinks(&mut self, views: &BTreeMap<String, View>) -> Vec<SinkPlan> {
+    fn sinks(&mut self, views: &BTreeMap<String, View>, sources: &[DeclaredSource]) -> Vec<SinkPlan> {
         let mut sinks = Vec::new();
         if self.topology.sinks.0.is_empty() {
             self.problem(
@@ -210,6 +220,9 @@ impl Planner<'_> {
                     self.problem(&name.referenced, message, help);
                 }
             }
+        }
+        for sink in &mut sinks {
+            topics::find_one_origin(sink, views, sources);
         }
         self.own_topics();
         self.shared_targets();
@@ -313,62 +326,6 @@ impl Planner<'_> {
         })
     }
 
-    fn topic(
-        &mut self,
-        topic: &super::topology::TopicSink,
-        name: &serde_saphyr::Spanned<String>,
-        view: &View,
-    ) -> TopicSink {
-        declared::check_topic(self.file, &topic.name, &mut self.problems);
-        if let Some(format) = &topic.format {
-            declared::check_format(self.file, format, &mut self.problems);
-        }
-        if let Some((source, _)) =
-            self.topology.sources.0.iter().find(|(_, source)| source.topic.value == topic.name.value)
-        {
-            self.problem(
-                &topic.name.referenced,
-                format!("the source '{}' reads this topic, so the topology would feed itself", source.value),
-                Some("give the refined topic a name of its own".to_string()),
-            );
-        }
-        let mut key = Vec::new();
-        for column in &topic.key {
-            match view.schema.index_of(&column.value) {
-                Ok(index) if key.contains(&index) => {
-                    self.problem(
-                        &column.referenced,
-                        format!("'{}' stands in the key twice", column.value),
-                        None,
-                    );
-                }
-                Ok(index) => key.push(index),
-                Err(_) => {
-                    let message = format!("'{}' has no column '{}'", name.value, column.value);
-                    let help = suggest(&column.value, names(view), "its columns are");
-                    self.problem(&column.referenced, message, help);
-                    return TopicSink { topic: topic.name.value.as_str().into(), key };
-                }
-            }
-        }
-        let missing = missing_from(&key, &view.facts);
-        // Without a key nothing is overwritten: corrections take rows back.
-        if let Some(first) = topic.key.first()
-            && !missing.is_empty()
-        {
-            let message = format!(
-                "rows that differ in {} would overwrite each other under this key",
-                missing.join(", ")
-            );
-            let help = format!(
-                "key: [{}]; or no key: rows are then appended, and a correction takes the old row back first",
-                proposed_key(&view.facts).join(", ")
-            );
-            self.problem(&first.referenced, message, Some(help));
-        }
-        TopicSink { topic: topic.name.value.as_str().into(), key }
-    }
-
     fn lake(&mut self, lake: &super::topology::LakeSink, view: &View) -> LakeSink {
         declared::check_table(self.file, &lake.table, &mut self.problems);
         let mut partition_by = Vec::new();
@@ -401,7 +358,7 @@ impl Planner<'_> {
     }
 }
 
-fn names(view: &View) -> impl Iterator<Item = &str> {
+pub(super) fn names(view: &View) -> impl Iterator<Item = &str> {
     view.schema.fields().iter().map(|field| field.name().as_str())
 }
 
@@ -510,20 +467,10 @@ fn lost_key(facts: &Facts) -> Vec<&str> {
     missing(facts, |key| key.column.is_some())
 }
 
-fn missing_from<'a>(key: &[usize], facts: &'a Facts) -> Vec<&'a str> {
-    missing(facts, |column| column.column.is_some_and(|column| key.contains(&column)))
-}
-
-fn missing(facts: &Facts, has: impl Fn(&sql::KeyColumn) -> bool) -> Vec<&str> {
+pub(super) fn missing(facts: &Facts, has: impl Fn(&sql::KeyColumn) -> bool) -> Vec<&str> {
     let has_window = facts.key.iter().any(|key| key.window.is_some() && has(key));
     let window = facts.key.iter().find(|key| key.window.is_some()).filter(|_| !has_window);
     let plain = facts.key.iter().filter(|key| key.window.is_none() && !has(key));
-    plain.chain(window).map(|key| key.name.as_str()).collect()
-}
-
-fn proposed_key(facts: &Facts) -> Vec<&str> {
-    let plain = facts.key.iter().filter(|key| key.window.is_none());
-    let window = facts.key.iter().find(|key| key.window.is_some() && key.column.is_some());
     plain.chain(window).map(|key| key.name.as_str()).collect()
 }
 
@@ -582,6 +529,8 @@ fn assemble(
         views: Vec::new(),
         max_drift: settings.max_drift,
         notes: views.iter().flat_map(|(name, view)| notes(name, view)).collect(),
+        dead: TopicShape::default(),
+        late: TopicShape::default(),
     };
     plan.set_sink_grace();
     Ok(plan)

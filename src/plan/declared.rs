@@ -27,6 +27,8 @@ pub(super) struct DeclaredSource {
     pub name: String,
     pub topic: String,
     pub columns: Vec<Column>,
+    /// Records with equal values in these lie in one partition; empty: that is not known.
+    pub partitioned_by: Vec<String>,
     pub event_time: Option<String>,
     pub out_of_orderness: Micros,
     pub idle_after: Micros,
@@ -223,6 +225,7 @@ fn source(
         ));
     }
     let is_new = problems.len() == before;
+    partitioned_by(file, name, source, problems);
     if let Some(event_time) = &source.event_time {
         let types_read = columns.len() == source.columns.0.len();
         match columns.iter().find(|column| column.name == event_time.value) {
@@ -269,6 +272,7 @@ fn source(
         name: name.value.clone(),
         topic: source.topic.value.clone(),
         columns,
+        partitioned_by: source.partitioned_by.iter().map(|column| column.value.clone()).collect(),
         event_time: source.event_time.as_ref().map(|column| column.value.clone()),
         out_of_orderness: duration(watermark.and_then(|w| w.out_of_orderness.as_ref()), "0s"),
         idle_after: duration(watermark.and_then(|w| w.idle_after.as_ref()), "30s"),
@@ -278,6 +282,20 @@ fn source(
     };
     // What reads a source with broken columns would only repeat its problems.
     is_new.then_some(declared)
+}
+
+fn partitioned_by(
+    file: &SourceFile<'_>,
+    name: &Spanned<String>,
+    source: &Source,
+    problems: &mut Vec<Problem>,
+) {
+    let declared: Vec<&str> = source.columns.0.iter().map(|(column, _)| column.value.as_str()).collect();
+    for column in source.partitioned_by.iter().filter(|column| !declared.contains(&column.value.as_str())) {
+        let message = format!("'{}' has no column '{}'", name.value, column.value);
+        let help = suggest(&column.value, declared.iter().copied(), "its columns are");
+        problems.push(file.problem(column.referenced, message, help));
+    }
 }
 
 pub(super) fn checks(

@@ -12,9 +12,11 @@ mod fingerprint;
 mod pruned;
 mod sql;
 mod stages;
+mod topics;
 mod topology;
 mod written;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -81,6 +83,10 @@ pub struct Plan {
     pub max_drift: Micros,
     /// What its writer may want to know: names that were read in other letters.
     pub notes: Vec<String>,
+    /// How the topic of dead letters is created.
+    pub dead: TopicShape,
+    /// How the topic of late records is created.
+    pub late: TopicShape,
 }
 
 /// A view as its file has it.
@@ -92,6 +98,15 @@ pub struct ViewPlan {
     pub sql: Arc<str>,
     /// Their names and types, as SQL has them.
     pub columns: Vec<(String, String)>,
+}
+
+/// How a topic is created where it is missing; one that exists stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicShape {
+    /// `None`: as many as the source with the most.
+    pub partitions: Option<i32>,
+    /// By Kafka's names; what is not there is the broker's to say.
+    pub config: BTreeMap<String, String>,
 }
 
 impl Plan {
@@ -289,6 +304,10 @@ pub struct TopicSink {
     pub topic: Arc<str>,
     /// The record key's columns, in the declared order; empty: no key.
     pub key: Vec<usize>,
+    pub shape: TopicShape,
+    /// All records of one key come from one partition of the source, or windows say which is the last. Else the source
+    /// may have only one (rule R11).
+    pub one_origin: bool,
 }
 
 #[derive(Clone, Debug)]

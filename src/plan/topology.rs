@@ -38,6 +38,24 @@ pub(super) struct Topology {
     /// How far, in event time, one partition may be read ahead of the slowest. Default `1h`.
     #[schemars(with = "Option<String>")]
     pub max_drift: Option<Spanned<String>>,
+    /// How the topic of dead letters, `<name>.dead`, is created where it is missing.
+    #[serde(default)]
+    pub dead: OwnTopic,
+    /// How the topic of late records, `<name>.late`, is created where it is missing.
+    #[serde(default)]
+    pub late: OwnTopic,
+}
+
+/// How a topic of the topology's own is created where it is missing; one that exists stays as it is.
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OwnTopic {
+    /// How many partitions it has. Default: as many as the source with the most.
+    #[schemars(with = "Option<u32>")]
+    pub partitions: Option<Spanned<i64>>,
+    /// Its configuration by Kafka's names: `retention.ms: 604800000`. Default: the broker's.
+    #[serde(default)]
+    pub config: Entries<Setting>,
 }
 
 /// A topic and how its records are read.
@@ -57,6 +75,10 @@ pub(super) struct Source {
     /// The timestamp column that says when a record's event happened. Default: the record's log timestamp.
     #[schemars(with = "Option<String>")]
     pub event_time: Option<Spanned<String>>,
+    /// The columns by which producers place records: those with equal values in them lie in one partition.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub partitioned_by: Vec<Spanned<String>>,
     /// How far records are out of order.
     pub watermark: Option<Watermark>,
     /// A table keyed by columns, for joins: not built yet.
@@ -149,6 +171,13 @@ pub(super) struct TopicSink {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub key: Vec<Spanned<String>>,
+    /// How many partitions it is created with where it is missing. Default: as many as the source with the most.
+    #[schemars(with = "Option<u32>")]
+    pub partitions: Option<Spanned<i64>>,
+    /// Its configuration by Kafka's names, where it is missing: `cleanup.policy: delete`. Default: with a key
+    /// `cleanup.policy: compact`, else the broker's.
+    #[serde(default)]
+    pub config: Entries<Setting>,
 }
 
 /// A table of Parquet files.
@@ -178,6 +207,23 @@ impl JsonSchema for Sql {
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string"})
+    }
+}
+
+/// The value of a topic's configuration, as Kafka spells it; its place.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(transparent)]
+pub(super) struct Setting(pub Spanned<String>);
+
+impl JsonSchema for Setting {
+    fn schema_name() -> Cow<'static, str> {
+        "Setting".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": ["string", "number", "boolean"]})
     }
 }
 

@@ -111,7 +111,7 @@ fn metadata(watermark: Micros, idle: bool, counters: Option<Counters>) -> String
     metadata.to_text()
 }
 
-/// A base for log timestamps: recent, since the broker's retention deletes what is old.
+/// A base for log timestamps: those of a topic that is written now.
 pub fn recent_ms() -> i64 {
     chrono::Utc::now().timestamp_millis() - 3_600_000
 }

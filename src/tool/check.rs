@@ -71,6 +71,9 @@ fn checked<'a>(file: &'a Path, outcome: &'a Result<Plan, PlanError>) -> Checked<
 
 /// What readers of a sink's topic must know.
 fn how(sink: &SinkPlan) -> &'static str {
+    if sink.topic.as_ref().is_some_and(|topic| !topic.one_origin) {
+        return ", as long as its source has one partition, or says by which columns of the key it is `partitioned_by`";
+    }
     match (sink.correction(), sink.emit) {
         (Correction::Never, _) | (Correction::Upsert, Emit::Final) => "",
         (Correction::Upsert, Emit::Changes) => ", whenever its windows change",

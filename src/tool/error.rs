@@ -130,6 +130,7 @@ impl ToolError {
 fn engine_code(error: &EngineError) -> u8 {
     match error {
         EngineError::NoSourceTopic { .. }
+        | EngineError::ManyOrigins { .. }
         | EngineError::FingerprintChanged { .. }
         | EngineError::Closed(_)
         | EngineError::Log(LogError::NoTopic { .. }) => 2,

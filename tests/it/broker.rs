@@ -489,8 +489,7 @@ fn offsets_by_timestamp_are_found_and_past_the_end_is_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let broker = start(folder.path());
     for (topic, codec) in [("plain", "none"), ("gzip", "gzip"), ("snappy", "snappy"), ("lz4", "lz4")] {
-        // Records of 1970 would be deleted at the first look.
-        create(&broker, topic, 1, &[("retention.ms", "-1")]);
+        create(&broker, topic, 1, &[]);
         let producer = producer(&broker, &[("compression.type", codec), ("linger.ms", "50")]);
         for at in 0..100 {
             let value = "x".repeat(100);
@@ -555,16 +554,16 @@ fn described(broker: &Broker, topic: &str) -> BTreeMap<String, (String, bool)> {
 fn configurations_are_described_with_defaults_and_can_be_altered() {
     let folder = tempfile::tempdir().unwrap();
     let broker = start(folder.path());
-    create(&broker, "t", 1, &[("retention.ms", "-1")]);
+    create(&broker, "t", 1, &[("retention.ms", "86400000")]);
     let config = described(&broker, "t");
-    assert_eq!(config["retention.ms"], ("-1".into(), false));
+    assert_eq!(config["retention.ms"], ("86400000".into(), false));
     assert_eq!(config["max.message.bytes"], ("1048588".into(), true));
     assert_eq!(config["message.timestamp.type"], ("CreateTime".into(), true));
     let alter = AlterConfig::new(ResourceSpecifier::Topic("t")).set("max.message.bytes", "20000000");
     block_on(admin(&broker).alter_configs([&alter], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
     let config = described(&broker, "t");
     assert_eq!(config["max.message.bytes"], ("20000000".into(), false));
-    assert_eq!(config["retention.ms"].0, "604800000", "altering replaces the whole configuration");
+    assert_eq!(config["retention.ms"].0, "-1", "altering replaces the whole configuration");
     add_partitions(&broker, "t", 3);
     produce(&broker, "t", 2, ["third".to_owned()]);
     assert_eq!(values(&broker, "t", 2), ["third"]);

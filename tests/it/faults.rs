@@ -29,6 +29,7 @@ sources:
     format: json
     columns: {{id: bigint, key: varchar, at: timestamp}}
     event_time: at
+    partitioned_by: [id]
     {more}
 views:
   hourly: |

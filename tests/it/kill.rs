@@ -67,6 +67,7 @@ sources:
     format: json
     columns: {{id: bigint, key: varchar, amount: bigint, at: timestamp}}
     event_time: at
+    partitioned_by: [id]
     watermark: {{out_of_orderness: 90s}}
 checks:
   events:

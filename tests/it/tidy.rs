@@ -19,7 +19,8 @@ const NARROWER: [(&str, &[&str]); 9] = [
     ("objects", &["config"]),
     ("state", &["record", "time", "objects"]),
     ("operator", &["record", "time", "codec", "state"]),
-    ("plan", &["record", "time", "codec", "state", "operator", "config"]),
+    // Of the broker: Kafka's names of topic configurations, and what their values may be.
+    ("plan", &["record", "time", "broker", "codec", "state", "operator", "config"]),
 ];
 
 const LINES_MAX: usize = 600;

@@ -22,7 +22,7 @@ struct Stage {
 fn plan(small: &str, any: &str, large: &str, checks: &str) -> Arc<Plan> {
     let text = format!(
         "name: v\nsources:\n  n: {{topic: in, format: json, columns: {{i: bigint, at: timestamp}}, event_time: at, \
-         max_reject_ratio: 1}}\n  m: {{topic: other, format: json, columns: {{i: bigint, at: timestamp}}, event_time: at, \
+         partitioned_by: [i], max_reject_ratio: 1}}\n  m: {{topic: other, format: json, columns: {{i: bigint, at: timestamp}}, event_time: at, \
          max_reject_ratio: 1}}\nchecks:\n  n: {checks}\nviews:\n  small: {small}\n  any: {any}\n  sums: select \
          window_start, i % 2 as odd, count(*) as n from tumble(m, at, interval '1 minute') group by window_start, i % 2\n  \
          large: {large}\nsinks:\n  small: {{topic: {{name: small, key: [i]}}}}\n  any: {{topic: {{name: any}}}}\n  sums: \

@@ -153,6 +153,18 @@ fn retention_deletes_whole_segments_by_size_and_by_age() {
 }
 
 #[test]
+fn history_stays_however_old_its_timestamps_are_unless_the_topic_says_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let partition = open(folder.path(), 0).unwrap();
+    let year_1970_ms = 1_000;
+    plain(&partition, &[year_1970_ms; 5]);
+    assert_eq!(partition.expire(&config(&[])).unwrap(), None);
+    plain(&partition, &[year_1970_ms; 5]);
+    let a_week = config(&[("retention.ms", "604800000")]);
+    assert_eq!(partition.expire(&a_week).unwrap(), Some(10));
+}
+
+#[test]
 fn delete_before_moves_the_start_and_refuses_what_is_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let partition = open(folder.path(), 0).unwrap();

@@ -259,13 +259,13 @@ impl Log for MemoryLog {
                 });
             }
             cluster.topics.entry(spec.name.clone()).or_insert_with(|| {
-                // Kafka's defaults.
+                // The embedded broker's defaults.
                 let mut config: BTreeMap<String, String> = [
                     ("cleanup.policy", "delete"),
                     ("max.message.bytes", "1048588"),
                     ("message.timestamp.type", "CreateTime"),
                     ("min.compaction.lag.ms", "0"),
-                    ("retention.ms", "604800000"),
+                    ("retention.ms", "-1"),
                 ]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into();

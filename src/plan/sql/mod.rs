@@ -49,6 +49,9 @@ pub(super) use refuse::COLUMNS_MAX;
 use self::dialect::Bounded;
 use super::error::{nearest, suggest};
 
+/// The columns that a window adds.
+pub(super) const WINDOW_EDGES: [&str; 2] = [tumble::WINDOW_START, tumble::WINDOW_END];
+
 /// What is wrong with a piece of SQL, by its own lines and columns, from 1; 0, 0 when the place is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SqlProblem {

@@ -6,6 +6,7 @@ mod grouped;
 mod nested;
 mod problems;
 mod scalars;
+mod topics;
 
 use super::*;
 

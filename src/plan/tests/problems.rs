@@ -56,6 +56,22 @@ fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
         ("key without a window", vec![("key: [origin, carrier, window_start]", "key: [origin, carrier]")]),
         ("no such emit", vec![(SINK, "    emit: sometimes\n    topic: {name: flights.hourly_delay}\n")]),
         ("changes without a topic", vec![(SINK, "    emit: changes\n")]),
+        ("no partitions", vec![(SINK, "    topic: {name: out, partitions: 0}\n")]),
+        ("topic setting that is not", vec![(SINK, "    topic: {name: out, config: {retention.mss: 5}}\n")]),
+        ("topic setting with a unit", vec![(SINK, "    topic: {name: out, config: {retention.ms: 7d}}\n")]),
+        (
+            "compacted without a key",
+            vec![(SINK, "    topic: {name: out, config: {cleanup.policy: 'compact,delete'}}\n")],
+        ),
+        (
+            "dead letters compacted",
+            vec![("name: flights\n", "name: flights\ndead: {config: {cleanup.policy: compact}}\n")],
+        ),
+        ("late topic", vec![("name: flights\n", "name: flights\nlate: {partitions: -3, confg: {}}\n")]),
+        (
+            "partitioned by nothing known",
+            vec![("    event_time: sched_dep", "    partitioned_by: [flght]\n    event_time: sched_dep")],
+        ),
         ("partition that is not", vec![("date(window_start)", "date(window_strt)")]),
         ("partition by a timestamp", vec![("date(window_start)", "window_start")]),
         ("sink into its own source", vec![("name: flights.hourly_delay", "name: flights.departures")]),

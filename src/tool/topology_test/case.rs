@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::engine::{self, Progress, RunOptions, TopicNames, settle};
 use crate::log::memory::MemoryLog;
 use crate::log::{Log, LogError, Outgoing, Span, TopicSpec, read_spans};
-use crate::plan::{Correction, Plan, TopicSink};
+use crate::plan::{Correction, Plan, TopicShape, TopicSink};
 use crate::record::{OwnedRecord, TopicPartition};
 
 use super::file::TestRecord;
@@ -43,8 +43,11 @@ pub struct Observed {
 /// The plan with a topic of its own for every view that leaves it, so that each can be looked at.
 pub fn isolated(mut plan: Plan) -> Plan {
     for sink in &mut plan.sinks {
-        let key = sink.topic.take().map(|topic| topic.key).unwrap_or_default();
-        sink.topic = Some(TopicSink { topic: format!("{}.refined.{}", plan.name, sink.view).into(), key });
+        let own = format!("{}.refined.{}", plan.name, sink.view).into();
+        sink.topic = Some(match sink.topic.take() {
+            Some(topic) => TopicSink { topic: own, ..topic },
+            None => TopicSink { topic: own, key: Vec::new(), shape: TopicShape::default(), one_origin: true },
+        });
     }
     plan
 }
