@@ -20,6 +20,8 @@ use kafka_protocol::messages::{
     MetadataRequest, MetadataResponse, TopicName,
 };
 
+use uuid::Uuid;
+
 use super::cluster::{Cluster, PARTITIONS_MAX};
 use super::dispatch::{Call, text};
 use super::fault::{Fault, code};
@@ -49,6 +51,8 @@ pub fn metadata(cluster: &Arc<Cluster>, call: &Call, request: MetadataRequest) -
         match cluster.topic(&name) {
             None => response.with_error_code(Fault::UnknownTopicOrPartition as i16),
             Some(topic) => {
+                // Older versions leave the id out.
+                let response = response.with_topic_id(Uuid::parse_str(&topic.id).unwrap_or_default());
                 response.with_partitions((0..topic.partitions.len() as i32).map(partition).collect())
             }
         }

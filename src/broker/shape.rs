@@ -15,7 +15,7 @@ const SHAPES: &[(ApiKey, &str)] = &[
     (ApiKey::Produce, "s 2 4 [s [4 b]]"),
     (ApiKey::Fetch, "4 4 4 4 1 4+7 4+7 [s [4 4+9 8 8+5 4]] [s <4>]+7 s+11"),
     (ApiKey::ListOffsets, "4 1+2 [s [4 4+4 8]]"),
-    (ApiKey::Metadata, "[s] 1+4 1+8 1+8"),
+    (ApiKey::Metadata, "[8+10 8+10 s] 1+4 1+8 1+8"),
     (ApiKey::OffsetCommit, "s 4 s s+7 8-4 [s [4 8 4+6 s]]"),
     (ApiKey::OffsetFetch, "s [s <4>] 1+7"),
     (ApiKey::JoinGroup, "s 4 4+1 s s+5 s [s b]"),

@@ -4,6 +4,7 @@
 //! topology                          what its state is, and where it began
 //! version/ID                        what a version writes
 //! start/TOPIC/PARTITION/OFFSET      where a version began in a partition
+//! source/TOPIC                      which topic has the name, as long as offsets of it are committed
 //! expired/VIEW/END/TOPIC/PARTITION  a window that rows of an origin came too late for, past its retention
 //! ```
 //! Invariant: the first record is in the topology's first transaction, so a topology that has committed
@@ -26,6 +27,7 @@ use super::{EngineError, Result, check_format};
 const TOPOLOGY_KEY: &str = "topology";
 const VERSION_KEY: &str = "version/";
 const START_KEY: &str = "start/";
+const SOURCE_KEY: &str = "source/";
 const EXPIRED_KEY: &str = "expired/";
 const VERSION: u32 = 1;
 
@@ -39,6 +41,8 @@ pub struct Meta {
     pub versions: BTreeMap<String, TopologyVersion>,
     /// The key of the version that was taken up last.
     newest: Option<String>,
+    /// The ids of the source topics by name.
+    pub sources: BTreeMap<String, String>,
     /// In the order in which they were written.
     pub starts: Vec<VersionStart>,
     /// In the order in which they were written; one of a window and origin may stand there again.
@@ -102,6 +106,19 @@ impl MetaRecord {
     }
 }
 
+/// Which topic has a source's name.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SourceTopic {
+    pub topic: String,
+    pub id: String,
+}
+
+impl SourceTopic {
+    pub fn entry(&self) -> Result<MetaEntry> {
+        Ok((format!("{SOURCE_KEY}{}", self.topic).into(), bytes(self)?))
+    }
+}
+
 impl TopologyVersion {
     pub fn entry(&self) -> Result<MetaEntry> {
         Ok((format!("{VERSION_KEY}{}", self.version).into(), bytes(self)?))
@@ -153,6 +170,7 @@ impl Meta {
         let (mut versions, mut newest) = (BTreeMap::new(), None);
         let mut starts: Vec<VersionStart> = Vec::new();
         let mut expired = Vec::new();
+        let mut sources = BTreeMap::new();
         for (key, value) in entries {
             let Ok(key) = String::from_utf8(key) else { continue };
             if key == TOPOLOGY_KEY {
@@ -161,6 +179,9 @@ impl Meta {
                 let version: TopologyVersion = parse(&value, partition)?;
                 newest = Some(version.version.clone());
                 versions.insert(version.version.clone(), version);
+            } else if key.starts_with(SOURCE_KEY) {
+                let source: SourceTopic = parse(&value, partition)?;
+                sources.insert(source.topic, source.id);
             } else if key.starts_with(START_KEY) {
                 let start: VersionStart = parse(&value, partition)?;
                 // As compaction would: the newest record of a key.
@@ -173,7 +194,7 @@ impl Meta {
                 expired.push(parse(&value, partition)?);
             }
         }
-        Ok(topology.map(|topology| Self { topology, versions, newest, starts, expired }))
+        Ok(topology.map(|topology| Self { topology, versions, newest, sources, starts, expired }))
     }
 }
 

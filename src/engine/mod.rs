@@ -20,6 +20,7 @@
 //! replay.rs             the same tasks on bounded offsets with the exchange in memory
 //! simulation/           (tests) the engine in a world that one seed decides
 //! expired.rs            windows that rows came too late for
+//! sources.rs            source topics that are deleted and made anew
 //! offsets.rs, meta.rs   what rides with offsets; what the topology remembers of itself
 //! rejects.rs            the share of rejects among the last records
 //! redriven.rs           which originals were redriven, and are not to be counted again
@@ -58,6 +59,7 @@ mod run;
 #[cfg(test)]
 pub(crate) mod simulation;
 mod slot;
+mod sources;
 mod start;
 mod topics;
 mod until_end;
@@ -75,6 +77,7 @@ pub use redriven::{RedriveEntry, Redriven};
 pub use replay::{ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
 pub use retraction::{is_retraction, settle};
 pub use run::{RunOptions, RunReport, run};
+pub use sources::accept_sources;
 pub use start::{RecoveryTook, StartStep};
 pub use topics::{TopicNames, redriven_topic};
 pub use versions::{Since, TopologyVersion, VersionStart, refined_ends, since};
@@ -159,6 +162,13 @@ pub enum EngineError {
         source_topic: Box<str>,
         partitions: i32,
     },
+    #[error(
+        "topic '{topic}' was deleted and made anew since topology '{topology}' began to read it, so the offsets that are \
+         committed mean other records now, and some of the new ones may be read already. Stop every process of the \
+         topology, then decide where to go on with: headwater reset FILE --to earliest (all that the new topic holds), \
+         or, without windows, --to latest"
+    )]
+    TopicMadeAnew { topology: Box<str>, topic: Box<str> },
     #[error("topic '{topic}' has {found} partitions, but this topology began with {expected}: {remedy}")]
     PartitionsChanged { topic: String, found: i32, expected: i32, remedy: &'static str },
     #[error(

@@ -20,6 +20,7 @@ use super::meta::{Meta, MetaEntry, MetaRecord};
 use super::offsets::Counters;
 use super::progress::Progress;
 use super::redriven::Redriven;
+use super::sources::{self, Sources};
 use super::start::StartStep;
 use super::topics::TopicNames;
 use super::until_end::UntilEnd;
@@ -107,6 +108,7 @@ pub struct Shared {
     pub progress: Progress,
     pub drift: Drift,
     pub others: Others,
+    pub sources: Sources,
     pub until_end: Option<UntilEnd>,
     pub redriven: Redriven,
     /// It had committed something before this run.
@@ -134,6 +136,8 @@ impl Shared {
             entries.push(MetaRecord::new(plan, &names, &**log)?.entry()?);
         }
         entries.extend(new_version(plan, meta)?);
+        let sources = Sources::new(plan, log, meta)?;
+        entries.extend(sources.entries(meta)?);
         let exchanges = names.exchanges.iter().flatten();
         let keyed_partitions = exchanges.map(|topic| names.count(topic) as usize).sum();
         let until_end = match options.until_end {
@@ -157,6 +161,7 @@ impl Shared {
             progress,
             drift,
             others,
+            sources,
             until_end,
             has_run: meta.is_some(),
             stop,
@@ -292,6 +297,9 @@ pub fn admit(plan: &Plan, log: &dyn Log) -> Result<Option<Meta>> {
         meta.topology.check(plan)?;
     }
     TopicNames::sources(plan, log)?;
+    if let Some(meta) = &meta {
+        sources::check(plan, log, meta)?;
+    }
     Ok(meta)
 }
 

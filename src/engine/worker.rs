@@ -171,6 +171,7 @@ impl Worker {
         }
         self.watch_idle()?;
         self.watch_drift()?;
+        self.shared.sources.watch(&self.shared.machine)?;
         self.watch_until_end()?;
         self.watch_markers()?;
         self.finish_checkpoints(Wait::No)?;

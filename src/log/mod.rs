@@ -121,6 +121,9 @@ pub trait Log: Send + Sync {
     fn topics(&self) -> Result<Vec<TopicInfo>>;
     /// `None`: there is no such topic.
     fn partitions(&self, topic: &str) -> Result<Option<i32>>;
+    /// Which topic has the name now: one that is deleted and made anew is another. `None`: there is none, or the cluster
+    /// does not say (before Kafka 2.8).
+    fn topic_id(&self, topic: &str) -> Result<Option<String>>;
     /// Topics that exist already are left as they are.
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<()>;
     fn delete_topics(&self, topics: &[String]) -> Result<()>;

@@ -130,6 +130,7 @@ impl ToolError {
 fn engine_code(error: &EngineError) -> u8 {
     match error {
         EngineError::NoSourceTopic { .. }
+        | EngineError::TopicMadeAnew { .. }
         | EngineError::ManyOrigins { .. }
         | EngineError::FingerprintChanged { .. }
         | EngineError::Closed(_)

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::ToolError;
 use super::dead_letters::Filters;
-use crate::engine::{EngineError, Meta, MetaRecord, OffsetMetadata, TopicNames};
+use crate::engine::{EngineError, Meta, MetaRecord, OffsetMetadata, TopicNames, accept_sources};
 use crate::log::{Log, LogError, Position};
 use crate::objects::Location;
 use crate::plan::{Plan, StageInput};
@@ -175,6 +175,7 @@ pub fn apply(plan: &Plan, log: &dyn Log, options: &ResetOptions) -> Result<Reset
     if keyed.is_empty() && exchanges.is_empty() {
         if !options.dry_run {
             commit(plan, log, &report.offsets, &OffsetMetadata::new(WATERMARK_MIN).to_text())?;
+            accept_sources(plan, log)?;
         }
         return Ok(report);
     }

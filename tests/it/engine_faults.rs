@@ -54,6 +54,9 @@ impl Log for ScriptedLog {
     fn partitions(&self, topic: &str) -> Result<Option<i32>> {
         self.inner.partitions(topic)
     }
+    fn topic_id(&self, topic: &str) -> Result<Option<String>> {
+        self.inner.topic_id(topic)
+    }
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<()> {
         self.inner.create_topics(topics)
     }

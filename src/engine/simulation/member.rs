@@ -27,6 +27,9 @@ impl Log for ProcessLog {
     fn partitions(&self, topic: &str) -> Result<Option<i32>> {
         self.inner.partitions(topic)
     }
+    fn topic_id(&self, topic: &str) -> Result<Option<String>> {
+        self.inner.topic_id(topic)
+    }
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<()> {
         self.process.log_edge("creates topics")?;
         self.inner.create_topics(topics)

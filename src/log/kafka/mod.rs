@@ -1,7 +1,7 @@
 //! The log in Kafka, by librdkafka. All that names rdkafka, and all `unsafe`, is in this folder.
 //!
 //! - `client`: a librdkafka handle, its configuration and errors
-//! - `admin`, `group_offsets`, `request`: topics and bounds, committed offsets, and how they are asked for
+//! - `admin`, `topic_id`, `group_offsets`, `request`: topics and bounds, committed offsets, and how they are asked for
 //! - `reader`, `messages`: a consumer read in batches, its records where librdkafka put them
 //! - `producer`: sending, and the failures that come back
 //! - `member`, `rebalance`, `leave`: a worker's side of the commit protocol
@@ -21,6 +21,7 @@ mod producer;
 mod reader;
 mod rebalance;
 mod request;
+mod topic_id;
 mod transactor;
 mod wake;
 
@@ -255,6 +256,9 @@ impl Log for KafkaLog {
     }
     fn partitions(&self, topic: &str) -> Result<Option<i32>> {
         self.admin.partitions(topic)
+    }
+    fn topic_id(&self, topic: &str) -> Result<Option<String>> {
+        self.admin.topic_id(topic)
     }
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<()> {
         self.admin.create_topics(topics)

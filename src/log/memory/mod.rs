@@ -34,6 +34,7 @@ const NAME: &str = "memory";
 const FIRST_MS: i64 = 1_577_836_800_000;
 
 struct Topic {
+    id: u64,
     config: BTreeMap<String, String>,
     partitions: Vec<Partition>,
 }
@@ -249,6 +250,10 @@ impl Log for MemoryLog {
         Ok(self.topics()?.into_iter().find(|info| info.name == topic).map(|info| info.partitions))
     }
 
+    fn topic_id(&self, topic: &str) -> Result<Option<String>> {
+        Ok(self.cluster().topics.get(topic).map(|topic| topic.id.to_string()))
+    }
+
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<()> {
         let mut cluster = self.cluster();
         for spec in topics {
@@ -258,6 +263,7 @@ impl Log for MemoryLog {
                     detail: format!("{} partitions; it needs at least one", spec.partitions),
                 });
             }
+            let id = cluster.next_id();
             cluster.topics.entry(spec.name.clone()).or_insert_with(|| {
                 // The embedded broker's defaults.
                 let mut config: BTreeMap<String, String> = [
@@ -270,7 +276,7 @@ impl Log for MemoryLog {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into();
                 config.extend(spec.config.clone());
-                Topic { config, partitions: (0..spec.partitions).map(|_| Partition::default()).collect() }
+                Topic { id, config, partitions: (0..spec.partitions).map(|_| Partition::default()).collect() }
             });
         }
         Ok(())

@@ -133,3 +133,31 @@ fn nothing_is_touched_while_a_member_lives() {
     assert_eq!((before.file, before.totals), (after.file, after.totals));
     member.leave().unwrap();
 }
+
+/// The topic `orders` once more, with other records.
+fn make_anew(cluster: &Cluster) {
+    cluster.log.delete_topics(&["orders".to_owned()]).unwrap();
+    cluster.create("orders", 2);
+    let at = |hour: u32| format!(r#"{{"shop":"b","at":"2020-01-02T{hour:02}:00:00Z"}}"#);
+    let values: Vec<String> = (1..8).map(at).collect();
+    let values: Vec<&str> = values.iter().map(String::as_str).collect();
+    cluster.produce("orders", 0, recent_ms(), &values);
+}
+
+#[test]
+fn a_source_that_was_made_anew_stops_the_topology_until_a_reset_says_where_to_go_on() {
+    for (plan, read_before) in [(stateless_plan(), 4), (keyed_plan(), 4)] {
+        let cluster = cluster();
+        assert_eq!(run_to_end(&cluster, &plan).unwrap().counters.read, read_before);
+        make_anew(&cluster);
+        for _ in 0..2 {
+            match run_to_end(&cluster, &plan) {
+                Err(EngineError::TopicMadeAnew { topic, .. }) => assert_eq!(&*topic, "orders"),
+                other => panic!("{other:?}"),
+            }
+        }
+        apply(&plan, &*cluster.log, &options(&cluster, ResetTo::Earliest)).unwrap();
+        assert_eq!(run_to_end(&cluster, &plan).unwrap().counters.read, 7);
+        assert_eq!(run_to_end(&cluster, &plan).unwrap().counters.dead, 0);
+    }
+}

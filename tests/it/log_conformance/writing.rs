@@ -16,8 +16,14 @@ pub fn topics_are_created_once_and_deleted(log: &dyn Log) {
     assert_eq!(config["cleanup.policy"], "compact");
     assert_eq!(config["retention.ms"], "-1");
     assert_eq!(config["message.timestamp.type"], "CreateTime", "defaults are told too");
+    let id = log.topic_id(&name).unwrap().expect("every cluster tells ids here");
+    assert_eq!(log.topic_id(&name).unwrap().as_ref(), Some(&id), "it stays the same");
     log.delete_topics(std::slice::from_ref(&name)).unwrap();
     assert_eq!(log.partitions(&name).unwrap(), None);
+    assert_eq!(log.topic_id(&name).unwrap(), None);
+    log.create_topics(&[TopicSpec { name: name.clone(), partitions: 3, config: BTreeMap::new() }]).unwrap();
+    assert_ne!(log.topic_id(&name).unwrap().expect("it is there"), id, "it is another topic");
+    log.delete_topics(std::slice::from_ref(&name)).unwrap();
 }
 
 pub fn keys_values_and_headers_may_be_null(log: &dyn Log) {
