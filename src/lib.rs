@@ -8,6 +8,7 @@
 //!                │          aggregate ─► dead letters, late
 //!                └──► replay from offset zero
 //! ```
+//! A **connector** fills raw topics from what lies outside of Kafka: its records and its position are one transaction.
 //! A **task** reads exactly one topic partition, so its state and output are a deterministic function of
 //! that partition's records. Rows that must meet by key meet in an **exchange**, an internal topic written
 //! in the same transaction. The Kafka transaction is the only commit. A **checkpoint** only shortens the
@@ -55,6 +56,9 @@ pub mod lake;
 
 #[allow(clippy::disallowed_methods, reason = "epochs and idleness are measured by the wall clock")]
 pub mod engine;
+
+#[allow(clippy::disallowed_methods, reason = "what lies outside is looked at by the clock")]
+pub mod connect;
 
 #[allow(clippy::disallowed_methods, reason = "HTTP and rates need a clock")]
 pub mod serve;

@@ -31,6 +31,12 @@ pub enum Fault {
     OpenForgotten,
     /// R1: an epoch outlives the loss of its partitions, and is committed under the next assignment's fence.
     ZombieCommit,
+    /// C3: a source hears of positions before they are committed.
+    AckBeforeCommit,
+    /// C2: a source is opened at what can be read, while a predecessor's transaction is open.
+    PositionBeforeFence,
+    /// C1: the position of a step is in the transaction before its records.
+    StepSplit,
     /// R2: a checkpoint below the log's start is good enough.
     OldCheckpoint,
     /// R2: the copy that was made last is the one that counts, wherever it stands.

@@ -5,6 +5,7 @@
 
 mod broker;
 mod check;
+mod connect;
 mod demo;
 mod dlq;
 mod init;
@@ -54,6 +55,7 @@ enum Command {
     Demo(demo::Demo),
     Init(init::Init),
     Check(check::Check),
+    Connect(connect::Connect),
     Run(run::Run),
     Replay(replay::Replay),
     Verify(verify::Verify),
@@ -169,6 +171,7 @@ pub fn main() -> ExitCode {
         Command::Reset(reset) => reset.run(&global),
         Command::Init(init) => init.run(&global),
         Command::Check(check) => check.run(&global),
+        Command::Connect(connect) => connect.run(&global),
         Command::Test(test) => test.run(&global),
         Command::Schema(schema) => schema.run(&global),
         Command::Broker(broker) => broker.run(&global),

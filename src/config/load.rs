@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+
 use super::{Config, ConfigError, DEFAULT_PATH, nearest};
 
 impl Config {
@@ -27,8 +29,13 @@ impl Config {
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Config::default());
         }
-        serde_saphyr::from_str(text).map_err(|error| invalid(path, &error))
+        read(text, path)
     }
+}
+
+/// Reads any file of settings; `path` is for messages only.
+pub fn read<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    serde_saphyr::from_str(text).map_err(|error| invalid(path, &error))
 }
 
 fn invalid(path: &Path, error: &serde_saphyr::Error) -> ConfigError {

@@ -10,7 +10,7 @@
 
 mod error;
 mod load;
-mod scalar;
+pub mod scalar;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +21,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use error::{ConfigError, nearest};
+pub use load::read;
 
 /// Where the config is read from when no file is named.
 pub const DEFAULT_PATH: &str = "config/headwater.yaml";

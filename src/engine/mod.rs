@@ -74,6 +74,7 @@ pub use offsets::{Counters, OffsetMetadata};
 pub use progress::{Progress, TaskProgress, TaskRole};
 pub use publish::{Refined, SinkEncoder};
 pub use redriven::{RedriveEntry, Redriven};
+pub use rejects::RejectWindow;
 pub use replay::{ReplayOptions, ReplayReport, ReplaySink, SinkWriter, replay};
 pub use retraction::{is_retraction, settle};
 pub use run::{RunOptions, RunReport, run};

@@ -7,7 +7,7 @@ const RECORDS: usize = 1000;
 const RECORDS_MIN: usize = 100;
 
 #[derive(Clone, Default)]
-pub(super) struct RejectWindow {
+pub struct RejectWindow {
     recent: VecDeque<bool>,
     rejected: usize,
 }

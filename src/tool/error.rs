@@ -2,6 +2,7 @@
 
 use crate::broker::BrokerError;
 use crate::config::ConfigError;
+use crate::connect::ConnectError;
 use crate::engine::EngineError;
 use crate::lake::LakeError;
 use crate::log::LogError;
@@ -23,6 +24,8 @@ pub enum ToolError {
     Broker(#[from] BrokerError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Connect(ConnectError),
     #[error(transparent)]
     Replay(#[from] ReplayError),
     #[error(transparent)]
@@ -89,6 +92,7 @@ impl ToolError {
                  docs/operating.md"
                     .to_owned(),
             ),
+            Self::Connect(error) => error.help(),
             Self::Input { help, .. } | Self::Failed { help, .. } => help.clone(),
             Self::Log(_)
             | Self::Broker(_)
@@ -107,6 +111,7 @@ impl ToolError {
         match self {
             Self::ClosedPipe => 0,
             Self::Reported { exit_code } => *exit_code,
+            Self::Connect(error) => 1 + u8::from(error.is_input()),
             Self::Config(_)
             | Self::Topology(_)
             | Self::Input { .. }
@@ -136,6 +141,16 @@ fn engine_code(error: &EngineError) -> u8 {
         | EngineError::Closed(_)
         | EngineError::Log(LogError::NoTopic { .. }) => 2,
         _ => 1,
+    }
+}
+
+impl From<ConnectError> for ToolError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Log(error) => Self::Log(error),
+            ConnectError::Config(error) => Self::Config(error),
+            error => Self::Connect(error),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod check;
 pub mod cluster;
+pub mod connect;
 pub mod dead_letters;
 pub mod demo;
 mod error;

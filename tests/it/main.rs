@@ -5,6 +5,7 @@
 mod broker;
 mod chaos;
 mod cli;
+mod connect;
 mod deploy;
 mod docs;
 mod emit;
