@@ -25,7 +25,7 @@ mod progress;
 mod run;
 mod runner;
 mod settings;
-#[cfg(all(test, feature = "planted-faults"))]
+#[cfg(test)]
 mod simulation;
 mod source;
 mod task;

@@ -3,6 +3,7 @@
 //! Time is handed in: a wait for others moves it on.
 
 mod folders;
+#[cfg(feature = "planted-faults")]
 mod rules;
 
 use std::sync::{Arc, Mutex};
