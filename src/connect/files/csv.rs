@@ -363,7 +363,7 @@ mod tests {
             messages,
             [
                 "column 'n': '1.7' is no bigint",
-                "column 'd': '123.4' is no decimal(4, 2)",
+                "column 'd': '123.4' is no decimal(4,2)",
                 "column 'f': 'NaN' is no double",
                 "column 't': 'maybe' is no boolean",
                 "2 cells, and the header has 4",

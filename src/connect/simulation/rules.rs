@@ -41,8 +41,8 @@ fn steps() -> u64 {
     world.log.steps()
 }
 
-fn each_step(check: &mut dyn FnMut(Faults) -> bool) -> bool {
-    (1..=steps() + 1).all(|at| {
+fn each_step(steps: u64, check: &mut dyn FnMut(Faults) -> bool) -> bool {
+    (1..=steps + 1).all(|at| {
         let some = Some(at);
         [
             Faults { crash_at: some, ..Faults::default() },
@@ -56,8 +56,9 @@ fn each_step(check: &mut dyn FnMut(Faults) -> bool) -> bool {
 
 #[test]
 fn c1_each_record_once_whatever_happens_at_any_step() {
-    assert!(steps() > 8);
-    assert!(each_step(&mut |faults| outcome(faults.clone()).unwrap().0 == wanted()));
+    let steps = steps();
+    assert!(steps > 8);
+    assert!(each_step(steps, &mut |faults| outcome(faults.clone()).unwrap().0 == wanted()));
     for seed in 0..300 {
         let (short_reads, chance) = (0.5, 0.15);
         let faults = Faults {
@@ -73,7 +74,7 @@ fn c1_each_record_once_whatever_happens_at_any_step() {
         assert_eq!(outcome(faults).unwrap().0, wanted(), "seed {seed}");
     }
     let _planted = plant(Fault::StepSplit);
-    let right = each_step(&mut |faults| outcome(faults).is_ok_and(|(numbers, _)| numbers == wanted()));
+    let right = each_step(steps, &mut |faults| outcome(faults).is_ok_and(|(numbers, _)| numbers == wanted()));
     assert!(!right, "positions before their records go unnoticed");
 }
 
@@ -127,14 +128,16 @@ fn r1_who_has_lost_its_task_can_commit_neither_records_nor_positions() {
         let told = Arc::default();
         let [a, b] = ["a", "b"].map(|name| world.job(name, Script::opener(&world, END, &told)));
         let mut still = world.join(&a).unwrap();
+        // Its clock stands, too: its epoch is not due.
+        let stood = world.now();
         for _ in 0..2 {
-            still.step(world.now(), false).unwrap();
+            still.step(stood, false).unwrap();
         }
         world.pass(Duration::from_millis(10_100));
         world.finish(&b).unwrap();
         for _ in 0..50 {
             world.pass(Duration::from_millis(1));
-            match still.step(world.now(), false) {
+            match still.step(stood, false) {
                 Ok(None) => {}
                 _ => break,
             }
@@ -163,6 +166,8 @@ fn a_task_that_another_process_has_is_waited_for_and_taken_over() {
     world.pass(Duration::from_secs(11));
     world.finish(&b).unwrap();
     drop(second);
+    // What the first left open hides what came behind it until Kafka ends it.
+    world.pass(Duration::from_secs(16));
     assert_eq!(numbers(&world), wanted());
 }
 
