@@ -174,8 +174,8 @@ pub enum EngineError {
     PartitionsChanged { topic: String, found: i32, expected: i32, remedy: &'static str },
     #[error(
         "{partition}: {rejected} of the last {of} records are rejects, more than max_reject_ratio {ratio_max}; \
-         nothing of this epoch is committed. The last of them: {}. Look at the records with: headwater topic tail {topic}; if they are as they should be, correct format or \
-         columns of the source", reasons.join("; "), topic = partition.topic
+         nothing of this epoch is committed. The last of them: {}. Look at the records with: headwater topic tail \
+         {topic}; if they are as they should be, correct format or columns of the source", reasons.join("; "), topic = partition.topic
     )]
     TooManyRejects {
         partition: TopicPartition,

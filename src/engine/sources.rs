@@ -21,12 +21,15 @@ use super::{EngineError, Result};
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A look while it lasts.
+type Look = Job<Result<()>>;
+
 /// The source topics of a topology that runs, by id.
 pub struct Sources {
     ids: BTreeMap<String, String>,
     topology: Arc<str>,
     log: Arc<dyn Log>,
-    look: Mutex<(Option<Instant>, Option<Job<Result<()>>>)>,
+    look: Mutex<(Option<Instant>, Option<Look>)>,
 }
 
 impl Sources {
