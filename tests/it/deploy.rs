@@ -192,3 +192,30 @@ fn prometheus_takes_the_rules() {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
     }
 }
+
+/// A block scalar of the manifest's ConfigMap, without its indentation.
+fn configured(manifest: &str, name: &str) -> String {
+    let begins = format!("  {name}: |");
+    let lines = manifest.lines().skip_while(|line| !line.starts_with(&begins)).skip(1);
+    let block = lines.take_while(|line| line.starts_with("    ") || line.is_empty());
+    block.map(|line| line.get(4..).unwrap_or_default().to_owned() + "\n").collect()
+}
+
+#[test]
+fn the_manifest_holds_a_config_and_a_topology_that_are_valid() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kubernetes/headwater.yaml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["headwater.yaml", "topology.yaml"] {
+        let text = configured(&manifest, name);
+        assert!(text.lines().count() > 3, "{name}: {text}");
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    headwater::config::Config::load(Some(&folder.path().join("headwater.yaml"))).unwrap();
+    let check = Command::new(env!("CARGO_BIN_EXE_headwater"))
+        .arg("check")
+        .arg(folder.path().join("topology.yaml"))
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+}
