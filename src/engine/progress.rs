@@ -52,6 +52,8 @@ pub struct Progress {
 #[derive(Default)]
 struct Inner {
     tasks: BTreeMap<TopicPartition, TaskProgress>,
+    /// What partitions that this process has given up had come to.
+    left: BTreeMap<TopicPartition, Counters>,
     commits: u64,
     aborts: u64,
     /// When the last epoch was aborted, and why.
@@ -81,6 +83,21 @@ impl Progress {
         self.read(|inner| {
             let mut sum = Counters::default();
             inner.tasks.values().for_each(|task| sum.add(&task.counters));
+            sum
+        })
+    }
+    /// The same with the partitions that have left this process, as they were then: it never falls.
+    pub fn counters_kept(&self) -> Counters {
+        self.read(|inner| {
+            let mut last = inner.left.clone();
+            for (partition, task) in &inner.tasks {
+                let known = last.entry(partition.clone()).or_default();
+                if known.read <= task.counters.read {
+                    *known = task.counters;
+                }
+            }
+            let mut sum = Counters::default();
+            last.values().for_each(|counters| sum.add(counters));
             sum
         })
     }
@@ -190,7 +207,9 @@ impl Progress {
     }
     pub(crate) fn remove(&self, partition: &TopicPartition) {
         self.write(|inner| {
-            inner.tasks.remove(partition);
+            if let Some(task) = inner.tasks.remove(partition) {
+                inner.left.insert(partition.clone(), task.counters);
+            }
         });
     }
     pub(crate) fn committed(&self, seconds: f64) {

@@ -136,7 +136,7 @@ fn watched(
 }
 
 fn report(plan: &Plan, progress: &Progress, out: &mut Printer) -> Result<()> {
-    let (sum, watermark) = (progress.counters(), watermark(progress));
+    let (sum, watermark) = (progress.counters_kept(), watermark(progress));
     if !out.json() {
         return out.line(&format!("{}  watermark {}", counters(&sum), text::watermark(watermark)));
     }

@@ -3,7 +3,7 @@
 use super::{SEEDS, simulate, simulate_with};
 use crate::planted::{Fault, noted, plant};
 
-const SEEDS_MAX: u64 = 120;
+const SEEDS_MAX: u64 = 240;
 
 /// What the seeds of a build must have come to, each at least once.
 const WAYS: &[&str] = &[

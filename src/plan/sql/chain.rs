@@ -15,7 +15,7 @@ use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 
 use super::context::{Context, type_name};
 use super::tumble::{Tumble, WINDOW_END, WINDOW_START};
-use super::{Catalog, SqlProblem, View, division, explain, intervals, samples};
+use super::{Catalog, SqlProblem, View, division, doubles, explain, intervals, samples};
 use crate::operator::Function;
 use crate::record::Micros;
 
@@ -123,11 +123,15 @@ pub(super) fn prepare(plan: LogicalPlan) -> Result<LogicalPlan> {
         let names = NamePreserver::new(&node);
         node.map_expressions(|expr| {
             let name = names.save(&expr);
-            Ok(intervals::parts(expr, &schema)?.update_data(|expr| name.restore(expr)))
+            Ok(prepared(expr, &schema)?.update_data(|expr| name.restore(expr)))
         })?
         .map_data(LogicalPlan::recompute_schema)
     })
     .data()
+}
+
+fn prepared(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    intervals::parts(expr, schema)?.transform_data(|expr| doubles::win(expr, schema))
 }
 
 /// Casts whatever has a type that no column may have (text in views, other units of time) to the one that
@@ -206,8 +210,7 @@ fn plain_type(data_type: &DataType) -> Option<DataType> {
 
 /// Type coercion and simplification of an expression that stands alone.
 pub(super) fn coerce(expr: Expr, schema: &DFSchema, context: &Context<'_>) -> Result<Expr> {
-    let prepared = intervals::parts(expr, schema)?.data;
-    let coerced = simplifier(schema, context).coerce(prepared, schema)?;
+    let coerced = simplifier(schema, context).coerce(prepared(expr, schema)?.data, schema)?;
     let plain = plain_types(coerced, schema)?.data;
     simplify(plain, schema, context)
 }
@@ -503,7 +506,7 @@ impl Walk<'_> {
         let filter = params.filter.map(|filter| self.simplify(&filter, input)).transpose()?;
         let argument = match <[Expr; 1]>::try_from(params.args) {
             Ok([Expr::Literal(value, _)]) if function == Function::Count && !value.is_null() => None,
-            Ok([argument]) => Some(self.simplify(&uncast(argument, function, input), input)?),
+            Ok([argument]) => Some(self.simplify(&doubles::uncast(argument, function, input), input)?),
             Err(_) => {
                 return Err(self.problem(
                     format!("{} takes one argument", call.func.name()),
@@ -528,18 +531,6 @@ impl Walk<'_> {
             format!("{what} can't run as a stream"),
             "a view selects, filters, and aggregates over tumble windows",
         )
-    }
-}
-
-/// `avg(n)` of integers as they are: as floats they would be rounded before they are added.
-fn uncast(argument: Expr, function: Function, input: &DFSchema) -> Expr {
-    match argument {
-        Expr::Cast(inner)
-            if function == Function::Avg && inner.expr.get_type(input).is_ok_and(|of| of.is_integer()) =>
-        {
-            *inner.expr
-        }
-        other => other,
     }
 }
 

@@ -12,6 +12,7 @@ mod context;
 mod depth;
 mod dialect;
 mod division;
+mod doubles;
 mod formats;
 mod functions;
 mod intervals;

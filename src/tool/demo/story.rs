@@ -160,7 +160,7 @@ impl Story<'_> {
         let partition = TopicPartition::new(TOPIC, 0);
         loop {
             std::thread::sleep(LOOK_EVERY);
-            let (sum, done) = (progress.counters(), progress.counters().read >= total);
+            let (sum, done) = (progress.counters_kept(), progress.counters_kept().read >= total);
             if done || said.elapsed() >= Duration::from_secs(1) {
                 said = Instant::now();
                 let lag = self.log.bounds(&partition)?.end - sum.read as i64;
@@ -290,7 +290,7 @@ impl Story<'_> {
     fn next(&mut self, progress: &Progress, took: Duration) -> Result<()> {
         // As this program was called: `cargo run` does not put it on the path.
         let headwater = std::env::args().next().unwrap_or_else(|| "headwater".to_owned());
-        let (home, dead) = (self.home.display(), progress.counters().dead);
+        let (home, dead) = (self.home.display(), progress.counters_kept().dead);
         let steps = [
             ("the refined topic", format!("topic tail {REFINED} -n 3 --data-dir {home}")),
             ("the dead letters", format!("dlq list flights --data-dir {home}")),
