@@ -52,6 +52,19 @@ impl VisitorMut for Rewrites {
                     vec![timestamp.as_ref().clone(), time_zone.as_ref().clone()],
                 ))
             }
+            // With an exponent it is a double, as in DuckDB: a decimal holds no 1e300.
+            Expr::Value(ValueWithSpan { value: Value::Number(text, _), span })
+                if text.contains(['e', 'E']) =>
+            {
+                let text = Expr::Value(Value::SingleQuotedString(text.clone()).with_span(*span));
+                Some(Expr::Cast {
+                    kind: ast::CastKind::Cast,
+                    expr: Box::new(text),
+                    data_type: ast::DataType::Double(ast::ExactNumberInfo::None),
+                    array: false,
+                    format: None,
+                })
+            }
             Expr::Interval(interval) => {
                 in_words(interval);
                 None

@@ -340,7 +340,7 @@ fn numbers_that_are_written_out_are_decimals() {
         ("0.05 + 0.10 = 0.15", json!(true)),
         ("0.5 * 0.11", json!("0.055")),
         ("d * 2.0", json!(3.0)),
-        ("1e3 + 1", json!("1001")),
+        ("1e3 + 1", json!(1001.0)),
         ("least(d, 999.5)", json!(1.5)),
         ("coalesce(d, 0.5)", json!(1.5)),
         ("case when b then d else 0.5 end", json!(1.5)),
